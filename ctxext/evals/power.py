@@ -118,29 +118,32 @@ def _clustered(
 def plan_sentence(num_items: int, num_texts: int, *, depths: int = 1) -> str:
     """Say which differences `num_items` questions per length about `num_texts` texts can show.
 
-    For example: 20 questions per cell, 100 per length, can tell methods apart that differ by 9
+    For example: 20 questions per depth, 100 per length, can tell methods apart that differ by 9
     points or more (80 % power, if 10 % of the answers differ). Where questions share texts, both
-    extremes are given: all independent, and one unit per text.
+    extremes are given: all independent, and all answers about a text the same.
     """
     counts = f"{num_items} questions per length"
     if depths > 1:
-        counts = f"{num_items // depths} questions per cell, {num_items} per length"
+        counts = f"{num_items // depths} questions per depth, {num_items} per length"
     if_independent = detectable(num_items)
     if_together = detectable(num_texts)
     if not math.isfinite(if_independent):
         return f"{counts}: too few to tell any two methods apart."
     points = f"{_points(if_independent)} points or more"
-    if num_texts != num_items:
+    is_shared = num_texts != num_items
+    if is_shared:
         counts += f" about {num_texts} texts"
-        by = f"by {_points(if_together)}" if math.isfinite(if_together) else "none"
-        points += (
-            f" if the questions about one text are independent, and {by} if they are right or "
-            "wrong together"
-        )
+        points += " if the questions about one text are independent"
     differ = "10 % of the answers differ"
-    if max(if_independent, if_together) > 0.1:
+    if if_independent > 0.1 or (is_shared and if_together > 0.1):
         differ += ", or as many as it takes"
-    return f"{counts}, can tell methods apart that differ by {points} (80 % power, if {differ})."
+    sentence = f"{counts}, can tell methods apart that differ by {points}"
+    if not is_shared:
+        return f"{sentence} (80 % power, if {differ})."
+    together = "no difference is detectable"
+    if math.isfinite(if_together) and _points(if_together) < 100:
+        together = f"it takes {_points(if_together)} points"
+    return f"{sentence} (80 % power, if {differ}); {together} if all answers about a text agree."
 
 
 def _points(share: float) -> int:

@@ -124,16 +124,20 @@ def test_the_design_effect_is_the_variance_ratio_of_means():
 def test_the_power_statement():
     sentence = plan_sentence(100, 100, depths=5)
     assert sentence == (
-        "20 questions per cell, 100 per length, can tell methods apart that differ by 9 points "
+        "20 questions per depth, 100 per length, can tell methods apart that differ by 9 points "
         "or more (80 % power, if 10 % of the answers differ)."
     )
     assert required_pairs(0.09) <= 100 < required_pairs(0.08)
     shared = plan_sentence(100, 20)
     assert "100 questions per length about 20 texts, " in shared
-    assert "and by 35 if they are right or wrong" in shared
+    assert shared.endswith("; it takes 35 points if all answers about a text agree.")
     assert required_pairs(0.35) <= 20 < required_pairs(0.34)
     assert plan_sentence(20, 20).endswith(
         "(80 % power, if 10 % of the answers differ, or as many as it takes)."
     )
     assert plan_sentence(3, 3) == "3 questions per length: too few to tell any two methods apart."
-    assert "and none if they are right or wrong together" in plan_sentence(60, 2)
+    # Of four texts, only a difference of 100 points would be.
+    for num_texts in (2, 4):
+        sentence = plan_sentence(64, num_texts, depths=16)
+        assert sentence.startswith(f"4 questions per depth, 64 per length about {num_texts} texts")
+        assert sentence.endswith("; no difference is detectable if all answers about a text agree.")

@@ -169,9 +169,9 @@ def test_minutes_share_texts_wherever_a_task_can_and_they_fit():
 def test_power_statements():
     (alone, shared) = power_statements(evaluations(("passkey", "kv", "ppl", "controls"), SMALL))
     assert alone.startswith(
-        "passkey: 12 questions per cell, 60 per length, can tell methods apart that differ by "
+        "passkey: 12 questions per depth, 60 per length, can tell methods apart that differ by "
     )
-    assert shared.startswith("kv: 24 questions per cell, 120 per length about 24 texts, can tell ")
+    assert shared.startswith("kv: 24 questions per depth, 120 per length about 24 texts, can tell ")
     with pytest.raises(
         ValueError, match="there is no evaluation 'rule'; known: association, cwe, facts"
     ):

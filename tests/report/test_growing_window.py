@@ -5,11 +5,16 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from ctxext.evals.growing_window import by_fine_position
 from ctxext.evals.record import Cluster, EvaluatedModel, LossEstimator, LossRecord, LossScores
 from ctxext.report import summary, tables, verdict
-from ctxext.report.analysis.growing_window import Departure, differences_to_first
+from ctxext.report.analysis.growing_window import (
+    Departure,
+    differences_to_base,
+    differences_to_first,
+)
 from ctxext.report.analysis.results import Results
 from ctxext.report.pages.sections import growing_window_section
 from ctxext.report.pages.styles import method_styles, variant_styles
@@ -61,9 +66,43 @@ def test_the_planted_departure_is_found():
     assert verdict(records)[1:] == [
         "yarn(factor=8), read through 4 books: the loss stays within 10 % of the perplexity at "
         "home (the second half of the window) up to all 2,048 tokens (95 % CI [> 2,048, > 2,048]).",
-        "none, read through 4 books: the loss leaves its level at home (the second half of the "
-        "window), by 10 % of perplexity, after 640 tokens (95 % CI [640, 768]).",
+        "Control: none, read through 4 books: the loss leaves its level at home (the second half "
+        "of the window), by 10 % of perplexity, after 640 tokens (95 % CI [640, 768]).",
+        "yarn(factor=8), read through the same 4 books: beyond the window the loss is 0.79 nats "
+        "per token lower than without scaling (95 % CI of the difference -0.79 to -0.79).",
     ]
+
+
+def test_the_loss_beyond_the_window_is_compared_with_the_base_by_book():
+    """Books differ by 0.4 nats, which is in neither the difference nor its interval."""
+    records = books(BAD, 640) + [book(GOOD, d, 10**9, noise=0.05 * d) for d in range(4)]
+    ((bad, good),) = Results(records).books
+    (found,) = differences_to_base([good, bad])
+    assert (found.a, found.b, found.num_books) == (bad, good, 4)
+    by_book = good.means(WINDOW, LENGTH) - bad.means(WINDOW, LENGTH)
+    expected = scipy.stats.ttest_1samp(by_book, 0).confidence_interval()
+    assert found.beyond == pytest.approx((by_book.mean(), expected.low, expected.high))
+    assert by_book.mean() == pytest.approx(-1408 / 1792, abs=0.01)
+    (line,) = [text for text in verdict(records) if "the same 4 books" in text]
+    assert f"CI of the difference {expected.low:+.2f} to {expected.high:+.2f})" in line
+    assert summary(records)["growing_window_differences"][0]["all_beyond"]["high"] == (
+        pytest.approx(expected.high)
+    )
+    # Nothing is claimed of two that are alike, and none of other weights or another training.
+    alike = [book(GOOD, d, 640, noise=0.06) for d in range(4)]
+    text = "\n".join(verdict(books(BAD, 640) + alike))
+    assert "beyond the window the loss does not differ significantly from that without" in text
+    for other in ({"weights": "ab"}, {"steps": 60}, {"checkpoint": "another"}):
+        model = dataclasses.replace(BAD, **other)
+        assert "the same 4 books" not in "\n".join(verdict(books(model, 640) + alike))
+
+
+def test_a_base_beside_methods_is_called_a_control():
+    note = "none: the base as it is; what it does beyond its window is a control."
+    assert note in tables(books(BAD, 640) + books(GOOD, 10**9))
+    alone = books(BAD, 640)
+    assert note not in tables(alone)
+    assert verdict(alone)[1].startswith("none, read through 4 books")
 
 
 def test_a_rise_counts_where_books_agree_on_it():

@@ -30,7 +30,7 @@ from support.records import changed
 HOSTILE = "<script>alert('1')</script>\"&"
 BEST = "yarn(factor=4) after 60 steps"
 RECORDS = planted_records()
-CONDITIONS = {"no needle (floor)": "no-needle", "needle only (ceiling)": "needle-only"}
+CONDITIONS = {"no needle (floor)": "no-needle", "needle alone": "needle-only"}
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +193,16 @@ def test_effective_contexts_and_controls(
         for threshold, length in entry["by_threshold"].items():
             windows = f"{length['censored']} {length['value'] / 256:.2f} [".strip()
             assert by_threshold[entry["method"], f"at {threshold}"].text.startswith(windows)
-    controls = table(page, "passkey: controls, right / asked, % [95 % interval], p(answer)")
+    controls = table(
+        page, "passkey: controls, right / asked, % [95 % interval], probability of the right answer"
+    )
     records = select("yarn(factor=4)", 60, condition="no-needle", seq_len=512)
     num_correct = sum(correct(records))
     low, high = wilson(num_correct, len(records))
     cell = controls["no needle (floor), yarn(factor=4), 60 steps at 1024", "512"]
     rate = f"{100 * num_correct / len(records):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
-    assert cell.text.startswith(f"{num_correct}/{len(records)} {rate} p ")
-    assert controls["needle only (ceiling), 6 other variants", "256"].text == "not asked"
+    assert cell.text.startswith(f"{num_correct}/{len(records)} {rate} prob. ")
+    assert controls["needle alone, 6 other variants", "256"].text == "not asked"
     baseline = sum(correct(select("none", 0, seq_len=256)))
     cell = controls["in-window baseline, none, zero-shot", "256"]
     assert cell.text.startswith(f"{baseline}/60 ")
@@ -255,7 +257,7 @@ def test_charts_are_named_and_have_their_numbers(page: Element) -> None:
         for line in named["passkey: right answers by length"].all("g")
         if line.all("path", "marker")
     }
-    # The floor and the ceiling of the best are lines too.
+    # The controls of the best are lines too.
     assert len(styles) == len(EFFECTIVE_CONTEXT) + 2
 
 

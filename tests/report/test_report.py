@@ -87,8 +87,8 @@ def test_retrieval_counts_and_intervals():
     assert rows == [(128, 18, 20, False), (256, 0, 20, True)]
     assert (cells[0]["rate"], cells[0]["low"], cells[0]["high"]) == tuple(wilson(18, 20))
     text = tables(records)
-    assert "18/20 90 [70, 97] p 0.50" in text
-    assert "0/20 0 [0, 16] p 0.50" in text
+    assert "18/20 90 [70, 97] prob. 0.50" in text
+    assert "0/20 0 [0, 16] prob. 0.50" in text
     assert " 256*" in text
     assert " 128*" not in text
     assert "longer than the pre-training window (128 tokens)" in text

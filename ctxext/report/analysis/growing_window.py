@@ -10,7 +10,7 @@ import numpy as np
 
 from ctxext.evals.curves import mean_band
 from ctxext.evals.growing_window import GrowingWindow
-from ctxext.evals.record import LossRecord, PositionLosses
+from ctxext.evals.record import EvaluatedModel, LossRecord, PositionLosses
 from ctxext.evals.stats import (
     Interval,
     cluster_index,
@@ -189,11 +189,17 @@ class BookDifference:
     """(first, end) edges: home, and the bins beyond the window."""
     differences: list[Interval]
     """b minus a, with a band that holds for all spans together."""
+    beyond: Interval | None
+    """b minus a over all tokens beyond the window, a t interval over books; None without any."""
+    num_books: int
+    """Books that both have read."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             **labels(self.b.records[0]),
             "minus": self.a.variant.name,
+            "books": self.num_books,
+            "all_beyond": None if self.beyond is None else self.beyond._asdict(),
             "spans": [
                 {"first": first, "end": end, **difference._asdict()}
                 for (first, end), difference in zip(self.spans, self.differences, strict=True)
@@ -216,15 +222,44 @@ def differences_to_first(entries: Sequence[BookLosses]) -> list[BookDifference]:
     if not entries:
         return []
     first, *others = entries
+    differences = (difference(first, other) for other in others)
+    return [d for d in differences if d is not None]
+
+
+def differences_to_base(entries: Sequence[BookLosses]) -> list[BookDifference]:
+    """Every variant with a method against the same weights, or the same training, without it."""
     differences = []
-    for other in others:
-        common = [book for book in other.books if book in first.books]
-        if not common or first.edges != other.edges or first.home != other.home:
-            continue
-        rows_a = [first.books.index(book) for book in common]
-        rows_b = [other.books.index(book) for book in common]
-        spans = [first.home, *first.beyond]
-        by_book = [other.means(*span)[rows_b] - first.means(*span)[rows_a] for span in spans]
-        band = mean_band(np.stack(by_book, 1))
-        differences.append(BookDifference(first, other, spans, band))
+    for entry in entries:
+        bases = [e for e in entries if _is_base_of(e.variant.model, entry.variant.model)]
+        if len(bases) == 1 and (found := difference(bases[0], entry)):
+            differences.append(found)
     return differences
+
+
+def _is_base_of(base: EvaluatedModel, model: EvaluatedModel) -> bool:
+    def training(m: EvaluatedModel) -> tuple:
+        return m.checkpoint, m.steps, m.adapter, m.dtype, m.bos
+
+    has_same_weights = model.is_trained or base.weights == model.weights
+    is_alike = training(base) == training(model) and has_same_weights
+    return base.is_plain and not model.is_plain and is_alike
+
+
+def difference(a: BookLosses, b: BookLosses) -> BookDifference | None:
+    """b minus a, paired by book; None unless both read the same books with the same window."""
+    common = [book for book in b.books if book in a.books]
+    if not common or a.edges != b.edges or a.home != b.home:
+        return None
+    rows_a = [a.books.index(book) for book in common]
+    rows_b = [b.books.index(book) for book in common]
+
+    def by_book(first: int, end: int) -> np.ndarray:
+        return b.means(first, end)[rows_b] - a.means(first, end)[rows_a]
+
+    spans = [a.home, *a.beyond]
+    band = mean_band(np.stack([by_book(*span) for span in spans], 1))
+    beyond = None
+    if a.beyond:
+        of_all = by_book(a.beyond[0][0], a.edges[-1])
+        beyond = ratio_interval(of_all, np.ones(len(of_all)))
+    return BookDifference(a, b, spans, band, beyond, len(common))

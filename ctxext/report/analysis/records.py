@@ -46,6 +46,11 @@ class Variant:
         return self.model.is_trained
 
     @property
+    def is_base(self) -> bool:
+        """Whether it is a base as it is: neither trained nor under a method."""
+        return self.model.is_plain and not self.trained
+
+    @property
     def name(self) -> str:
         """Its name in tables, such as "yarn(factor=4), 60 steps at 1024"."""
         return self.model.label + self.suffix

@@ -5,11 +5,11 @@ from typing import Any
 
 from ctxext.evals.record import AnswerRecord
 from ctxext.report.analysis.comparisons import differences_to_first
-from ctxext.report.analysis.context_gain import gains
+from ctxext.report.analysis.context_gain import Gain, gains
 from ctxext.report.analysis.lengths import AchievedLengths, Spread, achieved_lengths
 from ctxext.report.analysis.mistakes import Mistakes, mistakes
 from ctxext.report.analysis.pooling import seed_of, seeds_of
-from ctxext.report.analysis.records import TaskResults, group, num_correct, seq_lens
+from ctxext.report.analysis.records import TaskResults, Variant, group, num_correct, seq_lens
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.scores import Scores, chance_level, scores
 from ctxext.report.analysis.study import Study
@@ -21,20 +21,27 @@ from ctxext.report.pages.tables_by_length import (
     NOT_ASKED,
     Line,
     columns_by_length,
+    control_note,
+    interval_text,
     table_by_length,
 )
 from ctxext.report.table import Column, Table, table_of_texts
 
+PROBABILITY = "probability of the right answer"
+"""The title of "prob." in cells."""
+
 
 def score_text(scores: Scores) -> str:
-    """Such as 18/20 90 [70, 97] p 0.85."""
-    return f"{scores.correct}/{scores.n} {scores.accuracy:.0f} p {scores.answer_probability:.2f}"
+    """Such as 18/20 90 [70, 97] prob. 0.85."""
+    counts = f"{scores.correct}/{scores.n}"
+    return f"{counts} {scores.accuracy:.0f} prob. {scores.answer_probability:.2f}"
 
 
 def accuracy_table(study: Study) -> Table[Any]:
     """Right answers by length."""
-    title = f"{study.task.name}: right / asked, % [95 % interval], p(answer)"
-    return table_by_length(title, study.scores, score_text, key="retrieval")
+    title = f"{study.task.name}: right / asked, % [95 % interval], {PROBABILITY}"
+    notes = control_note(study.task.variants)
+    return table_by_length(title, study.scores, score_text, key="retrieval", notes=notes)
 
 
 def samples_table(study: Study) -> Table[Any]:
@@ -109,7 +116,7 @@ def measure_table(study: Study, measure: Measure) -> Table[Any]:
 
 
 def controls_table(study: Study) -> Table[Any]:
-    """Floor and ceiling of every variant that was asked them, and the in-window baseline."""
+    """The controls of every variant that was asked them, and the in-window baseline."""
     task = study.task
     controls = study.control_scores
     lines: list[Line[Scores]] = []
@@ -118,7 +125,7 @@ def controls_table(study: Study) -> Table[Any]:
         for variant, own in by_variant.items():
             by_length = {s.seq_len: s for s in own}
             lines.append(Line(f"{name}, {variant.name}", by_length, NOT_ASKED))
-        if left := len(task.variants) - len(by_variant):
+        if left := [v for v in task.variants if v not in by_variant]:
             others = _others_text(left) if by_variant else "every variant"
             lines.append(Line(f"{name}, {others}", {}, NOT_ASKED))
     for baseline in study.baselines:
@@ -127,13 +134,14 @@ def controls_table(study: Study) -> Table[Any]:
     if not study.baselines:
         lines.append(Line(BASELINE, {}, NOT_ASKED))
     lengths = seq_lens([*task.records, *task.controls])
-    title = f"{task.name}: controls, right / asked, % [95 % interval], p(answer)"
+    title = f"{task.name}: controls, right / asked, % [95 % interval], {PROBABILITY}"
     columns = columns_by_length(lengths, score_text)
     return Table(title, columns, lines, key="controls", results=controls)
 
 
-def _others_text(count: int) -> str:
-    return f"{count} other variant{'s' * (count != 1)}"
+def _others_text(others: Sequence[Variant]) -> str:
+    """The name of a single one, else how many there are."""
+    return others[0].name if len(others) == 1 else f"{len(others)} other variants"
 
 
 def unmatched_controls_table(results: Results) -> Table[Any]:
@@ -143,7 +151,7 @@ def unmatched_controls_table(results: Results) -> Table[Any]:
         Column[Scores]("task", lambda s: s.records[0].question.title),
         Column[Scores]("control", lambda s: CONTROLS[s.condition]),
         Column[Scores]("tokens", lambda s: f"{s.seq_len:,}"),
-        Column[Scores]("right / asked, %, p(answer)", score_text),
+        Column[Scores](f"right / asked, %, {PROBABILITY}", score_text),
     ]
     controls = scores(results.unmatched_controls, results.variants)
     title = "controls of questions that were not asked themselves"
@@ -158,10 +166,16 @@ def gain_table(task: TaskResults) -> Table[Any]:
         note = f"{NOT_ASKED}: it takes the same questions with the needle and without"
         return table_of_texts(title, [], [], [note])
     notes = []
-    if left := len(task.variants) - len(by_variant):
-        notes = [f"{_others_text(left)} not asked without the needle"]
+    if left := [v for v in task.variants if v not in by_variant]:
+        notes = [f"{_others_text(left)}: not asked without the needle"]
     flat = [gain for of_variant in by_variant.values() for gain in of_variant]
-    return table_by_length(title, flat, lambda g: f"{g.mean:.2f} of {g.n}", key="gain", notes=notes)
+
+    def text(gain: Gain) -> str:
+        """With the number of questions; of one text, as there is no interval, with that."""
+        has_bounds = gain.mean.low is not None
+        return interval_text(gain.mean, ".2f") + (f" of {gain.n}" if has_bounds else "")
+
+    return table_by_length(title, flat, text, key="gain", notes=notes)
 
 
 def mistakes_table(task: TaskResults) -> Table[Mistakes]:

@@ -14,7 +14,7 @@ from ctxext.report.drawing.axes import Axis, linear_axis
 from ctxext.report.drawing.charts import Chart, Line, Point, legend_of, line_chart
 from ctxext.report.drawing.svg import ReferenceLine
 from ctxext.report.pages.styles import Styles
-from ctxext.report.pages.tables_by_length import ONE_DOCUMENT
+from ctxext.report.pages.tables_by_length import ONE_DOCUMENT, control_note, interval_text
 from ctxext.report.table import Column, Table, counted, table_of_texts
 
 PERCENT = round(100 * math.expm1(RISE))
@@ -46,7 +46,8 @@ def growing_window_table(entries: Sequence[BookLosses], detail: str = "") -> Tab
         f"it where the perplexity is {PERCENT} % above that at home, by a band that holds for all "
         "positions together."
     )
-    return Table(title, columns, entries, [note], "growing_window", entries)
+    notes = [note, *control_note(entry.variant for entry in entries)]
+    return Table(title, columns, entries, notes, "growing_window", entries)
 
 
 def doublings(entry: BookLosses) -> list[tuple[int, int]]:
@@ -71,16 +72,43 @@ def book_differences_table(
     def cell(index: int) -> Callable[[BookDifference], str]:
         return lambda entry: f"{entry.differences[index]:+z.2f}"
 
+    def beyond(entry: BookDifference) -> str:
+        return "-" if entry.beyond is None else interval_text(entry.beyond, "+z.2f")
+
     spans = differences[0].spans
     columns = [
         Column[BookDifference]("variant", lambda entry: entry.b.variant.name),
+        Column("beyond", beyond),
         *(Column(_span(*span), cell(i)) for i, span in enumerate(spans)),
     ]
     title = (
         f"growing window: nats per token, difference to {differences[0].a.variant.name} in the "
         f"same books and positions{detail} [95 % band, all positions together]"
     )
-    return Table(title, columns, differences, [], "growing_window_differences", differences)
+    note = "beyond: all tokens beyond the window together, a t interval over books."
+    notes = [note] if differences[0].beyond else []
+    return Table(title, columns, differences, notes, "growing_window_differences", differences)
+
+
+def against_base_sentence(difference: BookDifference, without: str) -> str:
+    """How much lower the loss beyond the window is; without: names the other, "without scaling"."""
+    beyond = difference.beyond
+    if beyond is None:
+        return ""
+    books = f"{difference.num_books} book{'s' * (difference.num_books != 1)}"
+    start = f"{difference.b.variant.phrase}, read through the same {books}: beyond the window the"
+    if beyond.low is None or beyond.high is None:
+        interval = "no interval: a single book"
+    else:
+        interval = f"95 % CI of the difference {beyond.low:+z.2f} to {beyond.high:+z.2f}"
+        if beyond.low <= 0 <= beyond.high:
+            return (
+                f"{start} loss does not differ significantly from that {without}: "
+                f"{beyond.value:+z.2f} nats per token ({interval})."
+            )
+    lower = "lower" if beyond.value < 0 else "higher"
+    size = f"{abs(beyond.value):.2f} nats per token"
+    return f"{start} loss is {size} {lower} than {without} ({interval})."
 
 
 def rise_chart(

@@ -31,7 +31,7 @@ DISTANCE_BINS = (0, 0.25, 0.5, 1, 1.5, 2, 3, 4)
 
 
 def by_depth(study: Study, variant: Variant) -> Heatmap:
-    """Length x depth; below: the variant's floor and ceiling, and the in-window baseline."""
+    """Length x depth; below: the variant's controls, and the in-window baseline."""
     task = study.task
     lengths = seq_lens(task.select(variant))
     below: dict[str, list[list[AnswerRecord]]] = {

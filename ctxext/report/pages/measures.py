@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ctxext.evals.stats import Interval
 from ctxext.report.analysis.scores import Scores
+from ctxext.report.pages.tables_by_length import interval_text
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Measure:
 
     def text(self, scores: Scores) -> str:
         """Its value with the interval, and before it what was counted, if it is a share."""
-        value = f"{self.value(scores):{self.spec}}"
+        interval = self.value(scores)
+        value = "-" if interval is None else interval_text(interval, self.spec)
         counts = {"right": scores.correct, "choice": scores.num_chosen}
         return f"{counts[self.key]}/{scores.n} {value}" if self.key in counts else value
 

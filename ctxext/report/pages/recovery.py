@@ -9,7 +9,12 @@ from ctxext.report.drawing.axes import length_axis, linear_axis
 from ctxext.report.drawing.charts import Chart, Line, Point, legend_of, line_chart
 from ctxext.report.drawing.svg import ReferenceLine
 from ctxext.report.pages.styles import Styles
-from ctxext.report.pages.tables_by_length import ONE_DOCUMENT, table_by_length
+from ctxext.report.pages.tables_by_length import (
+    ONE_DOCUMENT,
+    control_note,
+    interval_text,
+    table_by_length,
+)
 from ctxext.report.table import Table, table_of_texts
 
 UNUSED = "not used alone"
@@ -24,7 +29,7 @@ def recovered_text(result: Recovered) -> str:
     """Such as: 0.93 [0.88, 0.97] pass."""
     if result.recovery is None:
         return UNUSED
-    return f"{result.recovery:.2f}" + (" pass" if result.passes else "")
+    return interval_text(result.recovery, ".2f") + (" pass" if result.passes else "")
 
 
 def recovery_table(results: Sequence[Recovered]) -> Table[Any]:
@@ -32,6 +37,7 @@ def recovery_table(results: Sequence[Recovered]) -> Table[Any]:
     notes = [f"{DEFINITION} pass: the lower end of the interval is at least {GATE:.2f}."]
     if unused := unused_sentence(results):
         notes.append(unused)
+    notes += control_note(result.variant for result in results)
     title = f"recovery, {results[0].task} [95 % interval over documents]"
     return table_by_length(title, results, recovered_text, key="recovery", notes=notes)
 

@@ -1,16 +1,19 @@
 """Tables with a row per variant and a column per length, and the words that tables share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from ctxext.evals.stats import Interval
 from ctxext.report.analysis.records import Variant, group
 from ctxext.report.table import Column, Table
 
 NOT_ASKED = "not asked"
 ONE_DOCUMENT = "none: a single document"
 """Where an interval would be, if there were one."""
-CONTROLS = {"no-needle": "no needle (floor)", "needle-only": "needle only (ceiling)"}
+ONE_TEXT = "(one text)"
+"""The same in a cell."""
+CONTROLS = {"no-needle": "no needle (floor)", "needle-only": "needle alone"}
 BASELINE = "in-window baseline"
 GAIN_UNIT = "nats per token"
 
@@ -26,6 +29,21 @@ class OfVariantAndLength(Protocol):
 
 
 R = TypeVar("R", bound=OfVariantAndLength)
+
+
+def interval_text(interval: Interval, spec: str) -> str:
+    """Such as 2.32 [1.90, 2.74]; 2.32 (one text) where a single text gives no bounds."""
+    return f"{interval.value:{spec}} {interval.bounds(spec, ONE_TEXT)}"
+
+
+def control_note(variants: Iterable[Variant]) -> list[str]:
+    """A note on the bases among variants that have a method; none where there are no others."""
+    every = list(dict.fromkeys(variants))
+    bases = [variant for variant in every if variant.is_base]
+    if not bases or len(bases) == len(every):
+        return []
+    names = ", ".join(base.name for base in bases)
+    return [f"{names}: the base as it is; what it does beyond its window is a control."]
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from typing import Literal, NamedTuple
 from ctxext.evals.record import EvalRecord
 from ctxext.evals.stats import EffectiveLength, Interval
 from ctxext.report.analysis.comparisons import Comparison
+from ctxext.report.analysis.growing_window import differences_to_base
 from ctxext.report.analysis.pooling import seeds_of
 from ctxext.report.analysis.records import TaskResults, Variant, seq_lens
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.study import THRESHOLD, Baseline, Study, find_comparison
-from ctxext.report.pages.growing_window import growing_window_sentence
+from ctxext.report.pages.growing_window import against_base_sentence, growing_window_sentence
 from ctxext.report.pages.recovery import recovery_sentences
 from ctxext.terminal import printable_line
 
@@ -82,10 +83,24 @@ def _of_texts(results: Results) -> list[Finding]:
     ]
     by_variant += [pair for own in results.recovery for pair in recovery_sentences(own)]
     any_trained = any(variant.trained for variant, _ in by_variant)
-    return [
-        Finding("how far", sentence, variant.trained or not any_trained)
-        for variant, sentence in by_variant
-    ]
+    all_bases = all(variant.is_base for variant, _ in by_variant)
+
+    def how_far(variant: Variant, sentence: str) -> Finding:
+        is_control = variant.is_base and not all_bases
+        text = f"Control: {sentence}" if is_control else sentence
+        return Finding("how far", text, variant.trained or not any_trained)
+
+    # A base next to methods is there for comparison, and comes last.
+    ordered = sorted(by_variant, key=lambda pair: pair[0].is_base)
+    found = [how_far(*pair) for pair in ordered]
+    for own in results.books:
+        for difference in differences_to_base(own):
+            variant = difference.b.variant
+            sentence = against_base_sentence(difference, _without_method(variant))
+            if sentence:
+                is_main = variant.trained or not any_trained
+                found.append(Finding("compared with what", sentence, is_main))
+    return found
 
 
 @dataclass(frozen=True)
