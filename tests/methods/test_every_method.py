@@ -100,7 +100,8 @@ def test_eval_of_a_directory_by_flags(base, tmp_path, capsys):
     for scaling in EVERY:
         out = tmp_path / method_name(scaling)
         argv = ["eval", str(base), "--method", method_name(scaling), *flags(scaling, tmp_path)]
-        code = main([*argv, "--evals", "ppl", "--seq-len", "64", "--out", str(out)])
+        options = ["--evals", "ppl", "--seq-len", "64", "--no-base", "--out", str(out)]
+        code = main([*argv, *options])
         assert code == 0, capsys.readouterr().err
         records = read_records(out / "records.jsonl")
         # On a base without a scaling, plain RoPE is the base as it is.
