@@ -595,7 +595,8 @@ def questions_within(
             except ValueError as error:
                 too_large[name] = str(error)
         chosen = affordable(minutes, of_method, of_both)
-        names, of_base = [*chosen.names, CONTROLS], chosen.of_base
+        names = [*chosen.names, CONTROLS]
+        of_base = chosen.of_base
         left_out = chosen.left_out
         without_base = [name for name in chosen.names if base and name not in of_base]
     num_texts = most_texts(minutes, lambda n: seconds(of_texts(n, per_text), names, of_base))
