@@ -46,9 +46,9 @@ for n in (20, 100, 400):
 # %% [markdown]
 # ## Ask, with controls
 #
-# Every variant gets the same questions. Two controls bound what the rates can mean. Without the
-# needle in the text, a right answer is a guess (the floor); without the text around the needle, a
-# wrong answer has nothing to do with length (the ceiling).
+# Every variant gets the same questions. Two controls show what the rates can mean. Without the
+# needle in the text, a right answer is a guess (the floor); with the needle alone, without the text
+# around it, a wrong answer has nothing to do with length.
 
 # %%
 lengths = (window, 2 * window, 4 * window)

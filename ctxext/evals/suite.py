@@ -261,8 +261,8 @@ def _controls(evaluation: Eval, config: SuiteConfig) -> tuple[Eval, ...]:
     n = max(1, int(evaluation.n * config.budget.control_share))
     floor = dataclasses.replace(evaluation, n=n, condition="no-needle")
     shortest = (min(evaluation.seq_lens),)
-    ceiling = dataclasses.replace(evaluation, n=n, condition="needle-only", seq_lens=shortest)
-    return floor, ceiling
+    alone = dataclasses.replace(evaluation, n=n, condition="needle-only", seq_lens=shortest)
+    return floor, alone
 
 
 def _spread(count: int) -> tuple[float, ...]:

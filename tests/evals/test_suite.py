@@ -59,9 +59,9 @@ def test_an_answer_key_has_the_whole_standard_suite_right():
 
 
 def test_every_named_retrieval_has_controls():
-    kv, ppl, floor, ceiling = evaluations(("kv", "controls", "ppl"), SMALL)
+    kv, ppl, floor, alone = evaluations(("kv", "controls", "ppl"), SMALL)
     assert (floor.condition, floor.seq_lens) == ("no-needle", (256, 512))
-    assert (ceiling.condition, ceiling.seq_lens) == ("needle-only", (256,))
+    assert (alone.condition, alone.seq_lens) == ("needle-only", (256,))
     twins = {item.replace("-no-needle", "") for item in floor.items()}
     assert twins < set(kv.items())
     assert ppl.title == "ppl"

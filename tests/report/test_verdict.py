@@ -206,7 +206,23 @@ def test_nothing_is_invented():
         "No variant was trained: these are zero-shot results."
     )
     assert not any("against" in sentence for sentence in zero_shot)
-    assert any("effective context" in sentence for sentence in zero_shot)
+    contexts = [sentence for sentence in zero_shot if "effective context" in sentence]
+    assert [sentence.partition(":")[0] for sentence in contexts] == [
+        "yarn(factor=4), zero-shot",
+        "Control",
+    ]
+    assert contexts[1].startswith("Control: none, zero-shot: effective context 1.1x the window")
+    alone = verdict(of(RECORDS, NONE, 0))
+    assert not any("Control" in sentence for sentence in alone)
+
+
+def test_controls_are_shown_of_a_method_rather_than_of_the_base():
+    base = [*of(RECORDS, NONE, 0), *variant(NONE, 0, {256: 0}, condition="no-needle")]
+    yarn = [*of(RECORDS, YARN, 0), *variant(YARN, 0, {256: 0}, condition="no-needle")]
+    for records, rope in (([*base, *yarn], YARN), (base, NONE)):
+        (study,) = Results(records).studies
+        assert study.control_variant is not None
+        assert study.control_variant.model.rope == rope
 
 
 def test_controls_do_not_count_as_questions():

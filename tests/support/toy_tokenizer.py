@@ -16,6 +16,7 @@ class ToyTokenizer:
     bos_id, eos_id, vocab_size = 1, 2, 512
     num_ids = vocab_size
     adds_bos = True
+    bos_note = "texts begin with BOS"
 
     def __init__(self, model: bytes) -> None:
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model)

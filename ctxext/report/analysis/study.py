@@ -160,9 +160,8 @@ class Study:
     def control_variant(self) -> Variant | None:
         """The variant whose controls represent all: the best, else the first that was asked any."""
         with_controls = {record.model for record in self.task.controls}
-        if self.best and self.best.model in with_controls:
-            return self.best
-        return next((v for v in self.task.variants if v.model in with_controls), None)
+        in_order = [self.best, self.best_untrained, *self.task.variants]
+        return next((v for v in in_order if v and v.model in with_controls), None)
 
     def comparisons(self) -> list[Comparison]:
         """Trained variants against no method, against zero-shot and against the best.

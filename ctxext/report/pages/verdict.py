@@ -83,16 +83,10 @@ def _of_texts(results: Results) -> list[Finding]:
     ]
     by_variant += [pair for own in results.recovery for pair in recovery_sentences(own)]
     any_trained = any(variant.trained for variant, _ in by_variant)
-    all_bases = all(variant.is_base for variant, _ in by_variant)
-
-    def how_far(variant: Variant, sentence: str) -> Finding:
-        is_control = variant.is_base and not all_bases
-        text = f"Control: {sentence}" if is_control else sentence
-        return Finding("how far", text, variant.trained or not any_trained)
-
-    # A base next to methods is there for comparison, and comes last.
-    ordered = sorted(by_variant, key=lambda pair: pair[0].is_base)
-    found = [how_far(*pair) for pair in ordered]
+    found = [
+        Finding("how far", sentence, variant.trained or not any_trained)
+        for variant, sentence in _controls_last(by_variant)
+    ]
     for own in results.books:
         for difference in differences_to_base(own):
             variant = difference.b.variant
@@ -101,6 +95,15 @@ def _of_texts(results: Results) -> list[Finding]:
                 is_main = variant.trained or not any_trained
                 found.append(Finding("compared with what", sentence, is_main))
     return found
+
+
+def _controls_last(by_variant: Sequence[tuple[Variant, str]]) -> list[tuple[Variant, str]]:
+    """The sentences about variants: a base next to methods comes last and is called a control."""
+    of_methods = [pair for pair in by_variant if not pair[0].is_base]
+    of_bases = [pair for pair in by_variant if pair[0].is_base]
+    if of_methods:
+        of_bases = [(base, f"Control: {sentence}") for base, sentence in of_bases]
+    return [*of_methods, *of_bases]
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ class _TaskVerdict:
         lengths = self.study.effective
         variants = [v for v in self.study.trained or lengths if v in lengths]
         variants.sort(key=lambda variant: -lengths[variant].value)
-        return [effective_context_text(variant, lengths[variant]) for variant in variants]
+        by_variant = [(v, effective_context_text(v, lengths[v])) for v in variants]
+        return [sentence for _, sentence in _controls_last(by_variant)]
 
     def against_unscaled(self) -> list[Finding]:
         """Every trained variant with a method, against the same training without one."""
