@@ -39,11 +39,20 @@ __all__ = [
 class Attend(Protocol):
     """(q, k, v, cache of a segment, layer of that segment) -> (output [B, T, N, H], cache).
 
-    q, k and v come before their rotation. kind: that of the layer, see `layers`.
+    q, k and v come before their rotation. kind: that of the layer, see `layers`. number: that of
+    the layer in the model, from 0.
     """
 
     def __call__(
-        self, q: Array, k: Array, v: Array, cache: Any, layer: Any, kind: Kind = 0, /
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        cache: Any,
+        layer: Any,
+        kind: Kind = 0,
+        number: Any = 0,
+        /,
     ) -> tuple[Array, Any]: ...
 
 
@@ -78,8 +87,9 @@ def make_attention(
         cache: Any,
         layer: Any,
         kind: Kind = 0,
+        number: Any = 0,
     ) -> tuple[Float[Array, "b t n h"], Any]:
-        rotate = layers.rotation(kind)
+        rotate = layers.rotation(kind, number)
         masks = layers.masks(pieces, kind)
         num_heads = q.shape[2]
         bias = position_bias(layers.bias, pieces, num_heads, *mapped)

@@ -124,9 +124,9 @@ def prefill(
     tables = key_tables(pieces_at(attention, rotation)[0], rotation, positions)
 
     def attend_and_store(
-        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
+        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0, number: Any = 0
     ) -> tuple[Array, Cache]:
-        out, _ = attend(q, k, v, None, layer, kind)
+        out, _ = attend(q, k, v, None, layer, kind, number)
         keys = layers.rotation(kind)(k, tables) if rotated else k
         return out, write(cache, keys, v, layer, 0)
 
@@ -186,11 +186,11 @@ def prefill_chunk(
     tables_of_keys = [key_tables(piece, rotation, key_positions) for piece in pieces]
 
     def attend(
-        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
+        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0, number: Any = 0
     ) -> tuple[Array, Cache]:
         assert isinstance(kind, int)
         window = layers.kinds[kind].window
-        rotate = layers.rotation(kind)
+        rotate = layers.rotation(kind, number)
         B, _, N, _ = q.shape
         K = k.shape[2]
         size = min(block_size(num_slots, platform_of(None), B * N), tokens)

@@ -105,9 +105,9 @@ def decode(
         ]
 
     def attend(
-        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
+        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0, number: Any = 0
     ) -> tuple[Array, Cache]:
-        rotate = layers.rotation(kind)
+        rotate = layers.rotation(kind, number)
         new_keys = rotate(k, new_key_tables) if rotated else k
         cache = write(cache, new_keys, v, layer, prompt_slots + step * C)
         masks = layers.masks(pieces, kind)

@@ -89,8 +89,15 @@ class Layers:
         """Whether any layer rotates queries and keys."""
         return any(kind.rotates for kind in self.kinds)
 
-    def rotation(self, kind: Kind) -> Callable[[Array, Tables], Array]:
-        """`rotate(x, tables)` of a layer of this kind; queries are scaled by their tables too."""
+    def rotation(self, kind: Kind, number: Any = 0) -> Callable[[Array, Tables], Array]:
+        """`rotate(x, tables)` of a layer; queries are scaled by their tables too.
+
+        kind, number: those of the layer, the number in the model from 0. Both may be traced.
+        """
+        turn = self._turn_of(kind)
+        return lambda x, tables: turn(x, tables.in_layer(number))
+
+    def _turn_of(self, kind: Kind) -> Callable[[Array, Tables], Array]:
         rotates = tuple(kind.rotates for kind in self.kinds)
         if isinstance(kind, int):
             return _turn if rotates[kind] else _keep

@@ -69,4 +69,6 @@ def pieces_of_any_length(attention: Attention) -> tuple[Piece, ...]:
 
 def _fixed(pieces: tuple[Piece, ...]) -> list[tuple[Any, ...]]:
     """The parts of pieces that kernels are built from."""
-    return [(piece.mask, piece.heads, piece.scaled_layers) for piece in pieces]
+    return [
+        (piece.mask, piece.heads, piece.scaled_layers, piece.unscaled_layers) for piece in pieces
+    ]

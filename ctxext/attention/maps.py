@@ -1,6 +1,7 @@
 """Position maps and query scales that several methods use, for numpy arrays and jax arrays."""
 
 import dataclasses
+import math
 from typing import Any
 
 
@@ -92,3 +93,26 @@ class LogLength:
     def __call__(self, positions: Any) -> Any:
         xp = positions.__array_namespace__()
         return (xp.log(positions + 1.0) / xp.log(xp.float32(self.training_length))).clip(min=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSteps:
+    """1 + beta ln(1 + (p + ahead) // length), which grows at every multiple of the length.
+
+    Raises ValueError for a beta that is negative or not finite, and for a length below 1.
+    """
+
+    beta: float
+    length: int
+    ahead: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < math.inf or self.length < 1:
+            raise ValueError(
+                f"need a finite factor from 0 on and a length of at least 1, got {self.beta} and "
+                f"{self.length}"
+            )
+
+    def __call__(self, positions: Any) -> Any:
+        xp = positions.__array_namespace__()
+        return 1 + self.beta * xp.log(1.0 + (positions + self.ahead) // self.length)

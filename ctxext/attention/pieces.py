@@ -152,6 +152,8 @@ class Piece:
     """Multiplies the queries after their rotation; None: by 1."""
     scaled_layers: ScaledLayers = "all"
     """The layers in which `query_scale` does so."""
+    unscaled_layers: int = 0
+    """The number of first layers of a model in which it does not all the same."""
     bias: Slopes | None = None
     """Minus its slopes times the distance between mapped positions is added to scores, in addition
     to the bias of the model; None: nothing."""

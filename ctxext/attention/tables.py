@@ -24,6 +24,20 @@ class Tables(NamedTuple):
     sin: Float[Array, "*shape h"]
     scale: Float[Array, "*shape"] | None = None
     """Multiplies queries in layers that do not rotate; None: by 1."""
+    unscaled: tuple[int, Array, Array] | None = None
+    """The number of first layers that scale nothing, and their cos and sin; None: none."""
+
+    def in_layer(self, number: Any) -> "Tables":
+        """The tables of a layer by its number in the model, from 0, which may be traced."""
+        if self.scale is None or self.unscaled is None:
+            return self
+        layers, cos, sin = self.unscaled
+        is_unscaled = number < layers
+        return Tables(
+            jnp.where(is_unscaled, cos, self.cos),
+            jnp.where(is_unscaled, sin, self.sin),
+            jnp.where(is_unscaled, 1, self.scale),
+        )
 
 
 def query_tables(
@@ -38,10 +52,11 @@ def query_tables(
         return Tables(cos, sin)
     scale = jnp.asarray(piece.query_scale(positions - begins), jnp.float32)
     scale = jnp.broadcast_to(scale, positions.shape)
+    unscaled = (piece.unscaled_layers, cos, sin) if piece.unscaled_layers else None
     if piece.scaled_layers == "all":
         cos = cos * scale[..., None]
         sin = sin * scale[..., None]
-    return Tables(cos, sin, scale)
+    return Tables(cos, sin, scale, unscaled)
 
 
 def key_tables(

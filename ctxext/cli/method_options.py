@@ -1,9 +1,10 @@
 """Methods on the command line: `--method yarn --factor 8`, the same in every command.
 
 A field of a method that the command line names is an option. It may be written with its seam,
-`--rope.factor 8`, which tells it from an option of the command that has the same name. A scaling
-that wraps another takes its name, and the fields of both are options:
-`--method cope --inner yarn --factor 8`, or in full `--rope.inner.factor 8`.
+`--rope.factor 8`, which tells it from an option of the command that has the same name. A method
+that wraps another one of its seam takes its name, and the fields of both are options:
+`--method cope --inner yarn --factor 8`, or in full `--rope.inner.factor 8`. A field that both have
+is that of the outer one, unless it is written `--inner.training-length 4096`.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ctxext.attention.pieces import Attention
 from ctxext.cli.flags import (
     Flag,
     field_value,
@@ -76,7 +78,7 @@ def method_fields(names: Sequence[str], flags: Sequence[Flag]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
-    """A method that the command line names, with the scalings that it wraps."""
+    """A method that the command line names, with the methods that it wraps."""
 
     name: str
     """As it was typed, for messages."""
@@ -84,7 +86,9 @@ class _Chosen:
     prefixes: tuple[str, ...]
     """What may precede the name of a field, such as "" and "rope."."""
     wrapped: dict[str, "_Chosen"]
-    """The scaling that is named for each field that holds one."""
+    """The method that is named for each field that holds one."""
+    outer: frozenset[str] = frozenset()
+    """The fields of the methods that wrap it, whose short names are theirs."""
 
     @classmethod
     def by(cls, flags: Sequence[Flag], name: str, method: type, seam_name: str) -> "_Chosen":
@@ -93,17 +97,24 @@ class _Chosen:
 
     @classmethod
     def _in(
-        cls, prefixes: tuple[str, ...], flags: Sequence[Flag], name: str, method: type
+        cls,
+        prefixes: tuple[str, ...],
+        flags: Sequence[Flag],
+        name: str,
+        method: type,
+        outer: frozenset[str] = frozenset(),
     ) -> "_Chosen":
         wrapped = {}
+        names = outer | {field.name for field in dataclasses.fields(method)}
         for field in _wrapping_fields(method):
             spellings = [prefix + field for prefix in prefixes]
             for flag in flags:
                 if flag.name in spellings:
                     inside = tuple(f"{spelling}." for spelling in spellings)
                     inner = parse_value(flag, str)
-                    wrapped[field] = cls._in(inside, flags, inner, _find_scaling(flag, inner))
-        return cls(name, method, prefixes, wrapped)
+                    inner_method = _find_wrapped(flag, inner, seam(method))
+                    wrapped[field] = cls._in(inside, flags, inner, inner_method, names)
+        return cls(name, method, prefixes, wrapped, outer)
 
     @property
     def fields(self) -> list[str]:
@@ -119,12 +130,12 @@ class _Chosen:
             prefix + field.name: hints[field.name]
             for field in dataclasses.fields(self.cls)
             if is_plain(hints[field.name])
-            for prefix in {"", *self.prefixes}
+            for prefix in {*self.prefixes, *([] if field.name in self.outer else [""])}
         }
 
     @property
     def annotations(self) -> dict[str, Any]:
-        """The type of every option: `plain`, the names of scalings, and what these have."""
+        """The type of every option: `plain`, the names of wrapped methods, and what these have."""
         names = {
             prefix + field: str for field in _wrapping_fields(self.cls) for prefix in self.prefixes
         }
@@ -134,7 +145,7 @@ class _Chosen:
     def values(self, flags: Sequence[Flag], current: Any) -> dict[str, Any]:
         """The fields that the flags set; the last of several wins.
 
-        `current`: the method of an experiment whose fields wrapped scalings keep, see `build`.
+        `current`: the method of an experiment whose fields wrapped methods keep, see `build`.
         Raises ValueError for a wrong value.
         """
         pairs = [field_value(flag, self.plain) for flag in flags]
@@ -148,24 +159,25 @@ class _Chosen:
 
 
 def _wrapping_fields(method: type) -> list[str]:
-    """The fields of a method that hold a scaling."""
+    """The fields of a method that hold another one."""
     hints = typing.get_type_hints(method)
     names = [field.name for field in dataclasses.fields(method)]
-    return [name for name in names if hints[name] is RopeScaling]
+    return [name for name in names if hints[name] in (RopeScaling, Attention)]
 
 
-def _find_scaling(flag: Flag, name: str) -> type:
-    """The scaling that a flag names. Raises ValueError naming the flag for anything else."""
+def _find_wrapped(flag: Flag, name: str, seam_name: str) -> type:
+    """The method of a seam that a flag names. Raises ValueError naming the flag for others."""
     try:
         method = find(name)
     except ValueError as error:
         raise ValueError(f"{flag} {name}: {error}") from None
-    if seam(method) != "rope":
-        raise ValueError(
-            f"{flag} {name} is not a scaling of frequencies: its seam is {seam(method)}; give "
-            "another --method for it"
-        )
-    return method
+    if seam(method) == seam_name:
+        return method
+    kind = {"rope": "a scaling of frequencies", "attention": "a way of attending"}[seam_name]
+    raise ValueError(
+        f"{flag} {name} is not {kind}: its seam is {seam(method)}; give another --method for it, "
+        f"or name what is wrapped with {option(f'{seam_name}.inner')}"
+    )
 
 
 def _refuse_unknown(flags: Sequence[Flag], methods: Iterable[_Chosen]) -> None:

@@ -61,9 +61,9 @@ def label(methods: Iterable[Any]) -> str:
 def _short(value: Any) -> str:
     """A number as it is; a long vector as its length and six digits of its hash; names joined.
 
-    A wrapped scaling has its own label.
+    A wrapped method has its own label.
     """
-    if isinstance(value, RopeScaling):
+    if isinstance(value, RopeScaling | Attention):
         return label([value])
     if isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
         return "/".join(value)

@@ -1,30 +1,40 @@
-"""Temperatures that follow the position of the query: causal attention with scaled queries."""
+"""Temperatures that follow the position of the query, over causal or any other attention."""
 
 import dataclasses
 import math
 from typing import Any, ClassVar
 
-from ctxext.attention.maps import LogLength
-from ctxext.attention.pieces import Attention, Band, Piece, ScaledLayers
+from ctxext.attention.maps import LogLength, LogSteps
+from ctxext.attention.pieces import QueryScale, ScaledLayers
+from ctxext.attention.temperature import QueryTemperature
 
 
 @dataclasses.dataclass(frozen=True)
-class LogTemperature(Attention):
+class LogTemperature(QueryTemperature):
     """Queries times max(1, ln(p + 1) / ln L), which keeps the entropy of attention (2401.07004).
 
-    Of kexue.fm/archives/8823; Entropy-ABF has it together with another base of the frequencies, and
-    not in its first two layers: here it is in all of them.
+    Of kexue.fm/archives/8823, in all layers. Entropy-ABF has it together with another base of the
+    frequencies (`abf`), and not in the first two layers: `unscaled_layers` 2.
     """
 
     paper: ClassVar[str] = "2401.07004"
     training_length: int = dataclasses.field(metadata={"example": 4096})
     """L, the length from which queries grow, tokens."""
+    unscaled_layers: int = 0
+    """First layers whose queries are left as they are; 2 in Entropy-ABF."""
 
     def __post_init__(self) -> None:
-        LogLength(self.training_length)
+        if self.unscaled_layers < 0:
+            raise ValueError(f"unscaled_layers must be at least 0, got {self.unscaled_layers}")
+        super().__post_init__()
 
-    def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
-        return (Piece(Band(), query_scale=LogLength(self.training_length)),)
+    @property
+    def query_scale(self) -> QueryScale:
+        return LogLength(self.training_length)
+
+    @property
+    def where(self) -> tuple[ScaledLayers, int]:
+        return "all", self.unscaled_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +50,7 @@ class _LogScale:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ssmax(Attention):
+class Ssmax(QueryTemperature):
     """Scalable softmax: scores times s ln(n) + b for the n tokens that a query sees (2501.19399).
 
     n is at least 2. Here s is one number for all heads, as in axolotl; the paper learns it for each
@@ -56,33 +66,15 @@ class Ssmax(Attention):
     def __post_init__(self) -> None:
         if not 0 < self.s < math.inf or not math.isfinite(self.b):
             raise ValueError(f"s must be positive and b finite, got {self.s} and {self.b}")
+        super().__post_init__()
 
-    def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
-        return (Piece(Band(), query_scale=_LogScale(self.s, self.b)),)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Steps:
-    """1 + beta ln(1 + (p + ahead) // length)."""
-
-    beta: float
-    length: int
-    ahead: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta < math.inf or self.length < 1:
-            raise ValueError(
-                f"need a finite factor from 0 on and a length of at least 1, got {self.beta} and "
-                f"{self.length}"
-            )
-
-    def __call__(self, positions: Any) -> Any:
-        xp = positions.__array_namespace__()
-        return 1 + self.beta * xp.log(1.0 + (positions + self.ahead) // self.length)
+    @property
+    def query_scale(self) -> QueryScale:
+        return _LogScale(self.s, self.b)
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama4Temperature(Attention):
+class Llama4Temperature(QueryTemperature):
     """Queries times 1 + attn_scale ln(1 + floor((p + 1) / floor_scale)), as in Llama 4.
 
     In transformers, only in layers that do not rotate: on a model whose layers all rotate,
@@ -98,16 +90,17 @@ class Llama4Temperature(Attention):
     layers: ScaledLayers = "without-rotation"
     """The layers whose queries are scaled."""
 
-    def __post_init__(self) -> None:
-        _Steps(self.attn_scale, self.floor_scale)
+    @property
+    def query_scale(self) -> QueryScale:
+        return LogSteps(self.attn_scale, self.floor_scale, ahead=1)
 
-    def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
-        scale = _Steps(self.attn_scale, self.floor_scale, ahead=1)
-        return (Piece(Band(), query_scale=scale, scaled_layers=self.layers),)
+    @property
+    def where(self) -> tuple[ScaledLayers, int]:
+        return self.layers, 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Ministral3Temperature(Attention):
+class Ministral3Temperature(QueryTemperature):
     """Queries times 1 + beta ln(1 + floor(p / L)), as in Ministral 3, in all layers."""
 
     paper: ClassVar[str] = ""
@@ -116,9 +109,6 @@ class Ministral3Temperature(Attention):
     beta: float = 0.1
     """The factor on the logarithm; `llama_4_scaling_beta` in its files."""
 
-    def __post_init__(self) -> None:
-        _Steps(self.beta, self.original_max_position_embeddings)
-
-    def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
-        scale = _Steps(self.beta, self.original_max_position_embeddings)
-        return (Piece(Band(), query_scale=scale),)
+    @property
+    def query_scale(self) -> QueryScale:
+        return LogSteps(self.beta, self.original_max_position_embeddings)

@@ -10,7 +10,7 @@ names; kernels are [in, out].
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,16 @@ from ctxext.model.segments import segment_sizes
 Params = dict[str, Any]
 COMPUTE_DTYPES = ("float32", "bfloat16")
 """Dtypes that the model computes in; angles, norms, softmax and loss are float32 in both."""
+
+
+class LayerPlace(NamedTuple):
+    """Which layer it is, as attention asks for it."""
+
+    layer: Any
+    """Its number in its segment and in the cache of that, None in a segment of one layer."""
+    kind: Kind
+    number: Any
+    """Its number in the model, from 0."""
 
 
 class RMSNorm(nnx.Module):
@@ -107,13 +117,12 @@ class SelfAttention(nnx.Module):
         x: Float[Array, "b t d"],
         attend: Attend,
         cache: Any,
-        layer: Array | None,
-        kind: Kind,
+        place: LayerPlace,
         token_indices: TokenIndices,
     ) -> tuple[Array, Any]:
         B, T, _ = x.shape
         q, k, v = self.queries_keys_values(x, token_indices)
-        out, cache = attend(q, k, v, cache, layer, kind)
+        out, cache = attend(q, k, v, cache, *place)
         return self.o_proj(out.reshape(B, T, -1), token_indices), cache
 
 
@@ -207,14 +216,13 @@ class Layer(nnx.Module):
         x: Float[Array, "b t d"],
         attend: Attend,
         cache: Any,
-        layer: Array | None,
-        kind: Kind,
+        place: LayerPlace,
         token_indices: TokenIndices,
         run_mlp: Callable | None,
     ) -> tuple[Array, Any]:
         with jax.named_scope("attention"):
             y = self.input_layernorm(x)
-            out, cache = self.self_attn(y, attend, cache, layer, kind, token_indices)
+            out, cache = self.self_attn(y, attend, cache, place, token_indices)
             after_attention = x + out
         with jax.named_scope("mlp"):
             if not self.shared_norm:
@@ -326,14 +334,18 @@ class Llama(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], Any, list[Array]]:
         """(the last layer's output, one cache per segment, the output of each layer if kept)."""
 
-        def step_of(kind: int | None) -> Callable[[tuple, tuple], tuple[tuple, Any]]:
-            """One layer; its kind is known, or comes with the layer if it is None here."""
+        def step_of(first: int, kind: int | None) -> Callable[[tuple, tuple], tuple[tuple, Any]]:
+            """One layer of the segment that begins with layer `first`.
+
+            Its kind is known, or comes with the layer if it is None here.
+            """
 
             def step(carry: tuple, layer: tuple) -> tuple[tuple, Any]:
                 x, cache = carry
                 block, index, *own_kind = layer
-                layer_kind = own_kind[0] if kind is None else kind
-                x, cache = block(x, attend, cache, index, layer_kind, token_indices, run_mlp)
+                number = first if index is None else first + index
+                place = LayerPlace(index, own_kind[0] if kind is None else kind, number)
+                x, cache = block(x, attend, cache, place, token_indices, run_mlp)
                 return (x, cache), x if keeps_outputs else None
 
             return rematerialised(step, remat)
@@ -347,17 +359,18 @@ class Llama(nnx.Module):
             carry = (x, caches and caches[i])
             size = segment.input_layernorm.weight.shape[0]
             kinds = self.kinds[layers_before : layers_before + size]
+            step = step_of(layers_before, kinds[0] if len(set(kinds)) == 1 else None)
             layers_before += size
             if size == 1:
                 layer = jax.tree.map(lambda leaf: leaf[0], segment)
-                (x, cache), output = step_of(kinds[0])(carry, (layer, None))
+                (x, cache), output = step(carry, (layer, None))
                 of_layers = None if output is None else output[None]
             elif len(set(kinds)) == 1:
                 layers = (segment, jnp.arange(size))
-                (x, cache), of_layers = jax.lax.scan(step_of(kinds[0]), carry, layers)
+                (x, cache), of_layers = jax.lax.scan(step, carry, layers)
             else:
                 layers = (segment, jnp.arange(size), jnp.asarray(kinds))
-                (x, cache), of_layers = jax.lax.scan(step_of(None), carry, layers)
+                (x, cache), of_layers = jax.lax.scan(step, carry, layers)
             filled.append(cache)
             if of_layers is not None:
                 outputs += [of_layers[n] for n in range(size)]
@@ -368,17 +381,17 @@ class Llama(nnx.Module):
         x: Float[Array, "b t d"],
         attend: Attend,
         cache: Any,
-        layer: tuple[Array | None, Array | None],
-        kind: int,
+        of_segment: Array | None,
+        place: LayerPlace,
     ) -> tuple[Float[Array, "b t d"], Any]:
         """The output of one layer of the only segment, and the cache from `attend`.
 
-        layer: its number in the segment and in the cache, None where there is one layer only.
+        of_segment: its number in the segment, None where there is one layer only, as in `place`,
+        which has its number in the cache.
         """
         (segment,) = self.segments.values()
-        of_segment, of_cache = layer
         block = jax.tree.map(lambda leaf: leaf[0 if of_segment is None else of_segment], segment)
-        return block(x, attend, cache, of_cache, kind, None, None)
+        return block(x, attend, cache, place, None, None)
 
     def output_kernel(self) -> Float[Array, "d v"]:
         """The output projection, which is the transposed embedding where they are tied."""

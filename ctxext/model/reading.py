@@ -26,7 +26,7 @@ from ctxext.attention.cache import Cache, caches_rotated, empty_cache, prefill, 
 from ctxext.attention.devices import platform_of
 from ctxext.attention.kernels import TABLE, choose
 from ctxext.attention.request import requests_of
-from ctxext.model.decoder import Params, bind
+from ctxext.model.decoder import LayerPlace, Params, bind
 from ctxext.model.operations import layer_operations, projection_operations, step_operations
 from ctxext.model.segments import layers_apart, segment_sizes
 from ctxext.model.setup import ModelSetup
@@ -198,7 +198,7 @@ class Reader:
             x, cache = _chunk_of_layer(
                 self._outer,
                 segment,
-                layer,
+                (*layer, number),
                 n,
                 x,
                 cache,
@@ -251,7 +251,7 @@ def _embed(outer: Params, tokens: Any, *, setup: ModelSetup) -> jax.Array:
 def _chunk_of_layer(
     outer: Params,
     segment: Any,
-    layer: tuple[Any, Any],
+    layer: tuple[Any, Any, Any],
     chunk: Any,
     x: Float[Array, "b c d"],
     cache: Cache | None,
@@ -262,7 +262,11 @@ def _chunk_of_layer(
     num_chunks: int,
     rotated: bool,
 ) -> tuple[jax.Array, Cache | None]:
-    """The output of a layer for one chunk, and the cache with its keys and values."""
+    """The output of a layer for one chunk, and the cache with its keys and values.
+
+    layer: its numbers in the segment, in the cache and in the model.
+    """
+    of_segment, of_cache, number = layer
     model = bind(setup.config, {**outer, "segments": {"0": segment}})
     B, C, _ = x.shape
     layers = setup.config.layers
@@ -283,7 +287,8 @@ def _chunk_of_layer(
         )
     else:
         attend = make_attention(setup.attention, setup.kernel, rotation, positions, layers=layers)
-    return model.run_layer(x, attend, cache, layer, kind)
+    place = LayerPlace(of_cache, kind, number)
+    return model.run_layer(x, attend, cache, of_segment, place)
 
 
 @functools.partial(jax.jit, static_argnames=("setup", "measure"))

@@ -42,9 +42,16 @@ def shard_attention(attend: Attend, mesh: Mesh, *, whole: bool = False) -> Atten
         return jax.lax.with_sharding_constraint(x, mesh.activations(x.shape, whole=whole))
 
     def sharded_attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, layer: Any, kind: Any = 0
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        cache: Any,
+        layer: Any,
+        kind: Any = 0,
+        number: Any = 0,
     ) -> tuple[jax.Array, Any]:
-        out, cache = attend(constrain(q), constrain(k), constrain(v), cache, layer, kind)
+        q, k, v = constrain(q), constrain(k), constrain(v)
+        out, cache = attend(q, k, v, cache, layer, kind, number)
         return constrain(out), cache
 
     return sharded_attend

@@ -258,9 +258,9 @@ def _recording_peaks(
     query_index = jnp.where(segment_ids == 0, -1, index)
 
     def attend_and_record(
-        q: Array, k: Array, v: Array, peaks: Any, layer: Any, kind: Kind = 0
+        q: Array, k: Array, v: Array, peaks: Any, layer: Any, kind: Kind = 0, number: Any = 0
     ) -> tuple[Array, Any]:
-        rotate = layers.rotation(kind)
+        rotate = layers.rotation(kind, number)
         of_layer = layers.masks(pieces, kind)
         bias = position_bias(layers.bias, pieces, q.shape[2], *mapped)
         peak = jnp.float32(-jnp.inf)
@@ -278,7 +278,7 @@ def _recording_peaks(
                 bias=None if bias is None else bias.of_heads(heads),
             )
             peak = jnp.maximum(peak, of_heads)
-        out, _ = attend(q, k, v, None, layer, kind)
+        out, _ = attend(q, k, v, None, layer, kind, number)
         return out, peaks.at[0 if layer is None else layer].set(peak)
 
     return attend_and_record

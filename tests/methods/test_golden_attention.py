@@ -100,6 +100,7 @@ def test_rerope(case):
     length = p["training_length"]
     if case["method"] == "rerope":
         attention: Attention = m.Rerope(p["window"], training_length=length)
+        assert_output(m.LogTemperature(length, inner=m.Rerope(p["window"])), case)
     else:
         attention = m.LeakyRerope(p["window"], p["scaling_factor"], training_length=length)
     assert_output(attention, case)

@@ -1,6 +1,7 @@
 """A reference Llama in plain numpy and float64, straight from the definitions."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -29,6 +30,8 @@ class ReferenceLlama:
         self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
         self.keys = [np.zeros((0, config.num_key_value_heads, config.head_dim))] * L
         self.values = list(self.keys)
+        # Multipliers of the queries of a layer at these positions, [T].
+        self.query_scale: Callable[[int, np.ndarray], np.ndarray] | None = None
         # The largest attention logit of each layer.
         self.peaks = [-np.inf] * L
 
@@ -50,6 +53,8 @@ class ReferenceLlama:
             self.keys[i] = np.concatenate([self.keys[i], k])
             self.values[i] = np.concatenate([self.values[i], v])
             q = self.rotate(q, start + np.arange(T), rope)
+            if self.query_scale is not None:
+                q = q * self.query_scale(i, start + np.arange(T))[:, None, None]
             k = self.rotate(self.keys[i], np.arange(start + T), rope).repeat(N // K, 1)
             scores = np.einsum("tnh,snh->nts", q, k) / H**0.5
             causal = np.tri(T, start + T, start)
