@@ -1,14 +1,29 @@
 """Scores of published benchmarks against the authors' own scorers on random strings."""
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from ctxext.tasks.building import published_scores
+from ctxext.tasks.building.chinese_words import chinese_words
 from ctxext.tasks.building.published_scores import PUBLISHED_SCORES
+from ctxext.tasks.building.rouge import porter_stem
 from ctxext.tasks.building.scores import METRICS, score
 
-CASES = json.loads((Path(__file__).parents[1] / "golden" / "published_scores.json").read_text())
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = json.loads((GOLDEN / "published_scores.json").read_text())
+WORDS = json.loads((GOLDEN / "published_words.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def recorded_words(monkeypatch):
+    """What jieba and nltk make of the strings, which are no dependencies of the tests."""
+    monkeypatch.setattr(published_scores, "chinese_words", WORDS["chinese_words"].__getitem__)
+    stem = WORDS["stems"].__getitem__
+    monkeypatch.setattr(published_scores, "porter_stem", lambda: stem)
 
 
 @pytest.mark.parametrize("metric", CASES)
@@ -26,3 +41,28 @@ def test_every_score_is_the_authors(metric):
 
 def test_no_published_score_is_untested():
     assert set(PUBLISHED_SCORES) <= set(CASES) <= set(METRICS)
+
+
+def test_recorded_words_are_whole_texts_and_stems_are_shorter():
+    assert all("".join(words) == text for text, words in WORDS["chinese_words"].items())
+    assert all(re.fullmatch("[a-z0-9]{4,}", word) for word in WORDS["stems"])
+
+
+@pytest.mark.parametrize(
+    ("package", "call"), [("jieba", lambda: chinese_words("x")), ("nltk", porter_stem)]
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(package, call, monkeypatch):
+    for name in (package, "nltk.stem.porter"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=rf"{package}: pip install 'ctxext\[benchmarks\]'"):
+        call()
+
+
+@pytest.mark.check
+def test_the_packages_give_the_recorded_words():
+    pytest.importorskip("jieba", reason="needs the extra benchmarks")
+    pytest.importorskip("nltk", reason="needs the extra benchmarks")
+    texts = WORDS["chinese_words"]
+    assert {text: chinese_words(text) for text in texts} == texts
+    stem = porter_stem()
+    assert {word: stem(word) for word in WORDS["stems"]} == WORDS["stems"]

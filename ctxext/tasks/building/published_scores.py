@@ -9,6 +9,9 @@ import string
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
+from ctxext.tasks.building.chinese_words import chinese_words
+from ctxext.tasks.building.rouge import porter_stem, rouge_l, rouge_lsum
+
 PublishedScore = Callable[[str, Sequence[str], Sequence[str]], float]
 """The score, 0 to 1, of a written text, given the references and the labels of all classes."""
 CHINESE_PUNCTUATION = (
@@ -35,14 +38,34 @@ def best_character_f1(text: str, references: Sequence[str], labels: Sequence[str
     return max(_f1(characters, _plain_characters(reference)) for reference in references)
 
 
-def best_rouge_l(text: str, references: Sequence[str], labels: Sequence[str] = ()) -> float:
-    """LongBench's ROUGE-L, the best over references, as the package `rouge` computes it.
+def best_chinese_f1(text: str, references: Sequence[str], labels: Sequence[str] = ()) -> float:
+    """LongBench's F1 of Chinese words without punctuation, the best over references."""
+    words = _plain_chinese_words(text)
+    return max(_f1(words, _plain_chinese_words(reference)) for reference in references)
 
-    Sentences end with full stops. The words of a longest common subsequence of every sentence of a
-    reference and every written one are put together as a set U; with the distinct words R of the
-    reference and W of the text, F = 2 P Q / (P + Q + 1e-8), where P = |U| / |W| and Q = |U| / |R|.
-    """
-    return max(_rouge_l(text, reference) for reference in references)
+
+def best_rouge_l(text: str, references: Sequence[str], labels: Sequence[str] = ()) -> float:
+    """LongBench's ROUGE-L (`rouge.rouge_l`), the best over references."""
+    return max(rouge_l(text, reference) for reference in references)
+
+
+def best_chinese_rouge_l(text: str, references: Sequence[str], labels: Sequence[str] = ()) -> float:
+    """The same of Chinese words, with a space between any two, as LongBench has it."""
+    spaced = " ".join(chinese_words(text))
+    return max(rouge_l(spaced, " ".join(chinese_words(ref))) for ref in references)
+
+
+def best_rouge_lsum(text: str, references: Sequence[str], labels: Sequence[str] = ()) -> float:
+    """InfiniteBench's ROUGE-Lsum (`rouge.rouge_lsum`), the best over references."""
+    return max(rouge_lsum(text, reference) for reference in references)
+
+
+def best_stemmed_rouge_lsum(
+    text: str, references: Sequence[str], labels: Sequence[str] = ()
+) -> float:
+    """HELMET's ROUGE-Lsum, of the stems of words, the best over references."""
+    stem = porter_stem()
+    return max(rouge_lsum(text, reference, stem=stem) for reference in references)
 
 
 def share_of_classes(text: str, references: Sequence[str], labels: Sequence[str]) -> float:
@@ -157,9 +180,20 @@ def contains_words(text: str, references: Sequence[str], labels: Sequence[str] =
     return float(any(plain_words(reference) in plain for reference in references))
 
 
+def label_is(text: str, references: Sequence[str], labels: Sequence[str] = ()) -> float:
+    """HELMET's in-context learning: the plain words of the first line are those of a reference.
+
+    The word `label:` may be written once more before them.
+    """
+    line = re.sub("^label:", "", text.split("\n")[0].strip(), flags=re.IGNORECASE)
+    return float(plain_words(line) in map(plain_words, references))
+
+
 PUBLISHED_SCORES: dict[str, PublishedScore] = {
     "longbench:f1": best_f1,
     "longbench:rouge-l": best_rouge_l,
+    "longbench:chinese-f1": best_chinese_f1,
+    "longbench:chinese-rouge-l": best_chinese_rouge_l,
     "longbench:classes": share_of_classes,
     "longbench:numbers": share_of_numbers,
     "longbench:code": code_similarity,
@@ -172,7 +206,10 @@ PUBLISHED_SCORES: dict[str, PublishedScore] = {
     "infinitebench:code-debug": option_is_named,
     "infinitebench:choice": letter_is_chosen,
     "infinitebench:characters": best_character_f1,
+    "infinitebench:rouge-lsum": best_rouge_lsum,
     "helmet:contains": contains_words,
+    "helmet:label": label_is,
+    "helmet:rouge-lsum": best_stemmed_rouge_lsum,
 }
 
 
@@ -184,6 +221,11 @@ def _f1(written: Sequence[Hashable], right: Sequence[Hashable]) -> float:
 def _plain_characters(text: str) -> str:
     marks = {*string.punctuation, *CHINESE_PUNCTUATION}
     return "".join("".join(c for c in text.lower() if c not in marks).split())
+
+
+def _plain_chinese_words(text: str) -> list[str]:
+    plain = [_plain_characters(word) for word in chinese_words(text)]
+    return [word for word in plain if word]
 
 
 def _share_of_classes(text: str, reference: str, labels: Sequence[str]) -> float:
@@ -215,46 +257,3 @@ def _after(text: str, phrases: Sequence[str]) -> str:
         if found:
             return rest[1:]
     return ""
-
-
-def _rouge_l(text: str, reference: str) -> float:
-    written = _sentences(text)
-    right = _sentences(reference)
-    if not written or not right:
-        return 0.0
-    shared: set[str] = set()
-    for sentence in right:
-        for other in written:
-            shared |= _common_words(sentence, other)
-    precision = len(shared) / len({word for sentence in written for word in sentence})
-    recall = len(shared) / len({word for sentence in right for word in sentence})
-    return 2 * precision * recall / (precision + recall + 1e-8)
-
-
-def _sentences(text: str) -> list[list[str]]:
-    """The words of each sentence; one of spaces alone has an empty word, as published."""
-    return [" ".join(part.split()).split(" ") for part in text.split(".") if part]
-
-
-def _common_words(right: Sequence[str], written: Sequence[str]) -> set[str]:
-    """The words of a longest common subsequence, the one that drops written words first."""
-    lengths = [[0] * (len(written) + 1) for _ in range(len(right) + 1)]
-    for i, word in enumerate(right, 1):
-        for j, other in enumerate(written, 1):
-            if word == other:
-                lengths[i][j] = lengths[i - 1][j - 1] + 1
-            else:
-                lengths[i][j] = max(lengths[i - 1][j], lengths[i][j - 1])
-    words: set[str] = set()
-    i = len(right)
-    j = len(written)
-    while i and j:
-        if right[i - 1] == written[j - 1]:
-            words.add(right[i - 1])
-            i -= 1
-            j -= 1
-        elif lengths[i - 1][j] > lengths[i][j - 1]:
-            i -= 1
-        else:
-            j -= 1
-    return words

@@ -23,6 +23,8 @@ Metric = Literal[
     "prefixed-ratio",
     "longbench:f1",
     "longbench:rouge-l",
+    "longbench:chinese-f1",
+    "longbench:chinese-rouge-l",
     "longbench:classes",
     "longbench:numbers",
     "longbench:code",
@@ -35,7 +37,10 @@ Metric = Literal[
     "infinitebench:code-debug",
     "infinitebench:choice",
     "infinitebench:characters",
+    "infinitebench:rouge-lsum",
     "helmet:contains",
+    "helmet:label",
+    "helmet:rouge-lsum",
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Failure = Literal[
