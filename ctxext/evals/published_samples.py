@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from ctxext.evals import answers
 from ctxext.evals.base import Eval, Model, batches, fingerprint
 from ctxext.evals.budget import Budget
 from ctxext.evals.published.helmet import helmet
+from ctxext.evals.published.helmet_icl import helmet_icl
+from ctxext.evals.published.helmet_icl import sources as helmet_icl_sources
+from ctxext.evals.published.helmet_recall import helmet_recall
+from ctxext.evals.published.helmet_summ import helmet_summ
 from ctxext.evals.published.infinitebench import infinitebench
 from ctxext.evals.published.longbench import longbench
 from ctxext.evals.published.longbench_v2 import longbench_v2
@@ -26,12 +31,18 @@ CHARACTERS_PER_TOKEN = 16
 Reader = Callable[[Path, int | None], Iterator[PublishedSample]]
 
 
+def _only_itself(file: Path) -> list[Path]:
+    return [file]
+
+
 class Benchmark(NamedTuple):
     """Its name in tables, the endings of its files, and how one is read."""
 
     title: str
     endings: tuple[str, ...]
     read: Reader
+    sources: Callable[[Path], list[Path]] = _only_itself
+    """The files that are read for the samples of a file; none if it is read for others only."""
 
 
 BENCHMARKS = {
@@ -40,8 +51,11 @@ BENCHMARKS = {
     "mrcr:openai": Benchmark("OpenAI-MRCR", (".parquet", ".json", *JSON_LINES), mrcr),
     "infinitebench": Benchmark("InfiniteBench", JSON_LINES, infinitebench),
     "helmet": Benchmark("HELMET", JSON_LINES, helmet),
+    "helmet:icl": Benchmark("HELMET, ICL", JSON_LINES, helmet_icl, helmet_icl_sources),
+    "helmet:recall": Benchmark("HELMET, recall", JSON_LINES, helmet_recall),
+    "helmet:summ": Benchmark("HELMET, summaries", JSON_LINES, helmet_summ),
 }
-NEVER_CUT = ("mrcr:openai",)
+NEVER_CUT = ("mrcr:openai", "helmet:recall")
 """Benchmarks whose samples are chosen by their length."""
 
 
@@ -62,8 +76,9 @@ class PublishedSamples(Eval):
     A length is a limit, with the space for the answer: from a prompt that is longer, the middle is
     cut out, so that as many tokens are left at its beginning as at its end, as LongBench and
     InfiniteBench do; a record notes the tokens that were cut as `cut_tokens`. Where a cut would
-    change the question (MRCR), a sample is asked at the shortest length that holds it, and one that
-    no length holds is left out (`fitting`). Decoding is greedy, of as many tokens as published.
+    change the question (MRCR, HELMET's recall), a sample is asked at the shortest length that holds
+    it, and one that no length holds is left out (`fitting`). HELMET's in-context learning has more
+    examples at longer lengths. Decoding is greedy, of as many tokens as published.
     Samples are named by the content of their file. There are no controls.
 
     Raises ValueError for a file that is not of the benchmark, naming the file and the line.
@@ -151,7 +166,7 @@ class PublishedSamples(Eval):
                 yield _Item(item, settings, seq_len, digest, sample)
 
     def _example(self, tokenizer: Any, item: _Item) -> Example:
-        sample = item.sample
+        sample = item.sample.at(item.seq_len)
         joins = "" if sample.stem or sample.prompt[-1:].isspace() else " "
         answer = encode_fragment(tokenizer, joins + sample.answer)
         max_new_tokens = sample.max_new_tokens or len(answer) + 1
@@ -261,25 +276,34 @@ def samples(
     Raises ValueError if none of the files belongs to the benchmark.
     """
     endings = BENCHMARKS[benchmark].endings
+    sources = BENCHMARKS[benchmark].sources
     root = Path(path).expanduser()
     files = [root]
     if root.is_dir():
-        files = sorted(file for file in root.iterdir() if file.suffix.lower() in endings)
+        of_benchmark = (file for file in root.iterdir() if file.suffix.lower() in endings)
+        files = sorted(file for file in of_benchmark if sources(file))
     if not files:
         raise ValueError(f"{root} holds no file that ends in {', '.join(endings)}: give another")
     for file in files:
-        check_size(file)
+        for source in [file, *sources(file)]:
+            check_size(source)
     return tuple(
         (digest[:8], sample)
         for file in files
-        for digest in [file_sha256(str(file))]
+        for digest in [_digest(sources(file) or [file])]
         for sample in _read(benchmark, file, digest, limit)
     )
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """The hash of a file, or that of the hashes of several."""
+    hashes = [file_sha256(str(file)) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=4)
 def _read(
     benchmark: str, file: Path, digest: str, limit: int | None
 ) -> tuple[PublishedSample, ...]:
-    """digest: the hash of the file, so that one that has changed is read again."""
+    """digest: the hash of what is read, so that a file that has changed is read again."""
     return tuple(BENCHMARKS[benchmark].read(file, limit))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 from ctxext.evals import published_samples
 from ctxext.evals.base import evaluated_model
 from ctxext.evals.oracle import AnswerKey
-from ctxext.evals.published import sample
+from ctxext.evals.published import helmet_icl, helmet_summ, longbench, sample
 from ctxext.evals.published.sample import fill
 from ctxext.evals.published_samples import BENCHMARKS, PublishedSamples, fit, samples
 from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evals.work import calls_of
+from ctxext.tasks.building import published_scores
 from support.toy_tokenizer import toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
@@ -72,13 +74,36 @@ RANK = {
     "query": "old mills",
     "ctxs": [{"id": str(i), "text": f"mill {i}", "label": i % 3} for i in range(4)],
 }
+PAIRS = {
+    "context": '{"k1": "v1", "k2": "v2"}',
+    "question": "k2",
+    "answer": "v2",
+    "demos": [["k1", "v1"], ["k3", "v3"], ["k4", "v4"]],
+    "num_kvs": 2,
+}
+CASE = {"sources": [STORY, "Brask sued."], "summary/short": "Oda Brask sues.\nShe wins."}
+LABELLED = [{"text": text, "label": i % 5} for i, text in enumerate("abcdefghijklmnopqrst")]
+GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = {
     "longbench": ("hotpotqa.jsonl", [LONGBENCH, TREC]),
     "longbench-v2": ("data.json", [V2]),
     "mrcr:openai": ("2needle.jsonl", [MRCR, {**MRCR, "prompt": MESSAGES}]),
     "infinitebench": ("kv_retrieval.jsonl", [KV]),
     "helmet": ("nq.jsonl", [RAG, RANK]),
+    "helmet:icl": ("nlu.jsonl", LABELLED),
+    "helmet:recall": ("test_k2_dep6.jsonl", [PAIRS]),
+    "helmet:summ": ("multi_lexsum.jsonl", [CASE]),
 }
+LENGTHS = {"helmet:summ": (450, 500, 2000)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def words_without_packages():
+    """Stand-ins for jieba and nltk, which are no dependencies of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(helmet_summ, "has_stemmer", lambda: True)
+        patch.setattr(published_scores, "porter_stem", lambda: str)
+        yield
 
 
 def write(folder, name, entries):
@@ -106,6 +131,29 @@ def test_longbench_is_read_with_the_measure_of_its_set(tmp_path):
     assert list(trec.labels) == ["Date", "City"] and trec.stop_at_newline
     assert hotpot.facts == {"wording": "ours"}
     assert [sample.place for sample in (hotpot, trec)] == ["1", "3"]
+
+
+def test_chinese_sets_have_the_measure_of_their_set(tmp_path, monkeypatch):
+    names = ["lsht", "passage_retrieval_zh"]
+    answers = {"lsht": "City", "passage_retrieval_zh": "段落12"}
+    entries = [
+        {**TREC, "dataset": name, "answers": [answers.get(name, "磨坊")]}
+        for name in [*names, "multifieldqa_zh", "dureader", "vcsum"]
+    ]
+    assert [s.metric for s in read("longbench", write(tmp_path, "a.jsonl", entries[:2]))] == [
+        "longbench:classes",
+        "longbench:numbers",
+    ]
+    monkeypatch.setattr(longbench, "has_segmenter", lambda: True)
+    sets = read("longbench", write(tmp_path, "b.jsonl", entries))
+    assert [(s.metric, s.max_new_tokens, s.stop_at_newline) for s in sets] == [
+        ("longbench:classes", 64, True),
+        ("longbench:numbers", 32, True),
+        ("longbench:chinese-f1", 64, True),
+        ("longbench:chinese-rouge-l", 128, False),
+        ("longbench:chinese-rouge-l", 512, False),
+    ]
+    assert sets[2].prompt == f"{STORY.strip()}\n\n问题：Who owns the mill?\n答案："
 
 
 def test_the_wording_is_the_authors_where_their_file_is_at_hand(tmp_path):
@@ -164,11 +212,97 @@ def test_passages_to_rank_have_their_grades(tmp_path):
     assert ranking.references == ["1", "2", "2"]
 
 
+@pytest.mark.parametrize("case", json.loads((GOLDEN / "helmet_icl.json").read_text()))
+def test_examples_and_numbers_of_labels_are_those_that_helmet_draws(case, tmp_path, monkeypatch):
+    stem = next(stem for stem, (names, _) in helmet_icl.FILES.items() if case["set"] in names)
+    examples = helmet_icl.FILES[stem][1]
+    if examples is None:
+        write(tmp_path, f"{stem}.jsonl", case["train"])
+    else:
+        write(tmp_path, f"{stem}.jsonl", case["test"])
+        write(tmp_path, f"{examples}.jsonl", case["train"])
+    monkeypatch.setattr(helmet_icl, "MAX_QUESTIONS", case["most"])
+    monkeypatch.setattr(helmet_icl, "num_shots", lambda name, seq_len: case["shots"])
+    of_set = [s for s in read("helmet:icl", tmp_path) if s.dataset == case["set"]]
+    assert len(of_set) == case["count"]
+    asked = [(s.at(9).prompt, s.answer) for s in of_set[: len(case["samples"])]]
+    assert asked == [
+        (f"{context}\n\n{question}\nlabel:", answer)
+        for context, question, answer in case["samples"]
+    ]
+
+
+def test_longer_texts_have_as_many_more_examples_as_helmet_has(tmp_path):
+    assert [helmet_icl.num_shots("nlu", n) for n in (8192, 65_536, 131_072)] == [510, 4080, 8296]
+    assert [helmet_icl.num_shots("trec_fine", n) for n in (64, 4096, 12_288)] == [3, 200, 600]
+    path = write(tmp_path, *FILES["helmet:icl"])
+    evaluation = PublishedSamples("helmet:icl", str(path), (200, 2000), n=1)
+    short, long = evaluation.examples(TOKENIZER)
+    assert [short.meta["shots"], long.meta["shots"]] == [12, 124]
+    assert TOKENIZER.decode(long.prompt).count("label:") == 125
+    assert short.meta["cut_tokens"] == long.meta["cut_tokens"] == 0
+
+
+def test_items_change_with_the_file_of_examples(tmp_path):
+    write(tmp_path, "banking77_test.jsonl", LABELLED)
+    names = []
+    for rows in (LABELLED, LABELLED[:9]):
+        write(tmp_path, "banking77_train.jsonl", rows)
+        evaluation = PublishedSamples("helmet:icl", str(tmp_path), (400,), n=2)
+        names.append(evaluation.items())
+    assert [len(items) for items in names] == [2, 2]
+    assert not set(names[0]) & set(names[1])
+
+
+def test_recall_is_read_with_the_answers_of_its_task(tmp_path):
+    (pairs,) = read("helmet:recall", write(tmp_path, "test_k2_dep6.jsonl", [PAIRS]))
+    assert pairs.prompt == (
+        '{"k1": "v1", "k2": "v2"}\n\nKey: k1\nCorresponding value: v1\n\n'
+        "Key: k3\nCorresponding value: v3\n\nKey: k2\nCorresponding value:"
+    )
+    assert (pairs.dataset, pairs.metric, pairs.may_cut) == ("json_kv", "helmet:contains", False)
+    needles = {
+        "context": STORY,
+        "query": "brask",
+        "type_needle_v": "numbers",
+        "outputs": ["12", "30"],
+    }
+    (tmp_path / "niah_multivalue").mkdir()
+    path = write(tmp_path / "niah_multivalue", "validation_8192.jsonl", [needles])
+    (values,) = read("helmet:recall", path)
+    assert values.prompt.endswith("\n\nbrask: its special magic numbers are")
+    assert (values.dataset, values.metric, values.answer) == ("niah_multivalue", "all", "12, 30")
+    (tmp_path / "vt").mkdir()
+    chains = {"context": "VAR A = 5", "query": "5", "num_v": 1, "example": "Ex.", "answer": ["A"]}
+    (chain,) = read("helmet:recall", write(tmp_path / "vt", "validation_8192.jsonl", [chains]))
+    assert chain.prompt == "Ex.\n\nVAR A = 5\n\nThe 1 variables that have the value 5 are:"
+
+
+def test_summaries_are_read_and_need_the_stems_of_words(tmp_path, monkeypatch):
+    path = write(tmp_path, "lexsum.jsonl", [{**CASE, "summary/short": None}, CASE])
+    (lawsuit,) = read("helmet:summ", path)
+    assert lawsuit.prompt == f"{STORY.strip()}\n\nBrask sued.\n\nSummary:"
+    assert (lawsuit.dataset, lawsuit.max_new_tokens) == ("multi_lexsum", 400)
+    book = {**KV, "answer": ["A mill."]}
+    path = write(tmp_path, "longbook_sum_eng.jsonl", [book])
+    (ours,) = read("helmet:summ", path)
+    (theirs,) = read("infinitebench", path)
+    assert (ours.metric, theirs.metric) == ("helmet:rouge-lsum", "infinitebench:rouge-lsum")
+    assert ours.max_new_tokens == theirs.max_new_tokens == 1200
+    assert not ours.stop_at_newline and not theirs.stop_at_newline
+    monkeypatch.setattr(helmet_summ, "has_stemmer", lambda: False)
+    published_samples._read.cache_clear()
+    with pytest.raises(ValueError, match=r"lexsum\.jsonl is scored by .* 'ctxext\[benchmarks\]'"):
+        read("helmet:summ", tmp_path / "lexsum.jsonl")
+
+
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_a_planted_answer_key_is_recovered_at_every_length(benchmark, tmp_path):
     path = write(tmp_path, *FILES[benchmark])
     config = SuiteConfig(
-        (120, 400, 2000), questions=path, count_tokens=lambda text: 1 + len(TOKENIZER.encode(text))
+        LENGTHS.get(benchmark, (120, 400, 2000)),
+        questions=path,
+        count_tokens=lambda text: 1 + len(TOKENIZER.encode(text)),
     )
     (evaluation,) = evaluations([benchmark], config)
     evaluation.check(TOKENIZER)
@@ -231,7 +365,12 @@ def test_conversations_are_asked_at_the_shortest_length_that_holds_them(tmp_path
             r"a\.jsonl, line 1: \$\.dataset is 'x', not",
         ),
         ("longbench", "a.jsonl", [LONGBENCH, {"dataset": "qmsum"}], r'line 3: \$ has no "context"'),
-        ("longbench", "a.jsonl", [{**LONGBENCH, "dataset": "lsht"}], "Chinese segmentation"),
+        (
+            "longbench",
+            "a.jsonl",
+            [{**LONGBENCH, "dataset": "dureader"}],
+            r"line 1: \$: dureader is scored by Chinese .* pip install 'ctxext\[benchmarks\]'",
+        ),
         ("longbench", "a.jsonl", [{**LONGBENCH, "answers": []}], r"\$\.answers is empty"),
         (
             "longbench",
@@ -278,6 +417,22 @@ def test_conversations_are_asked_at_the_shortest_length_that_holds_them(tmp_path
             [{**RANK, "ctxs": [{"id": "1", "text": "x", "label": 0}]}],
             "has no relevant passage",
         ),
+        ("helmet:icl", "x.jsonl", LABELLED, "is not named after the questions of a set: trec_test"),
+        ("helmet:icl", "banking77_test.jsonl", LABELLED, "put banking77_train.jsonl next to it"),
+        ("helmet:icl", "nlu.jsonl", [{"text": "a", "label": 68}], "label is 68, not one of 0 to"),
+        ("helmet:icl", "nlu.jsonl", [{"text": "a", "label": "x"}], "label is not a whole number"),
+        ("helmet:icl", "nlu.jsonl", LABELLED[:1], "nlu has no questions or no examples"),
+        ("helmet:icl", "nlu.jsonl", [{"text": 10_001 * "a", "label": 1}], "more than 10,000 char"),
+        ("helmet:recall", "a.jsonl", [RAG], 'has no "demos", as json_kv has, and the directory'),
+        ("helmet:recall", "a.jsonl", [{**PAIRS, "demos": [["a"]]}], r"demos\[0\] is not a pair"),
+        ("helmet:summ", "a.jsonl", [{**CASE, "sources": "x"}], r"\$\.sources is not a list"),
+        (
+            "helmet:summ",
+            "a.jsonl",
+            [{**CASE, "summary/short": 100_001 * "a"}],
+            "a summary of 100,001 characters, more than 100,000",
+        ),
+        ("infinitebench", "longbook_sum_eng.jsonl", [{**KV, "answer": ["", ""]}], "is not a text"),
     ],
 )
 def test_broken_files_are_named_with_the_line(benchmark, name, entries, message, tmp_path):

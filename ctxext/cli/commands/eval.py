@@ -87,7 +87,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="The questions of qa: SQuAD, HotpotQA, JSONL. Or a file, or a directory of files, of "
-        "longbench, longbench-v2, infinitebench, helmet or mrcr:openai, as published.",
+        "longbench, longbench-v2, infinitebench, helmet (or helmet:icl, :recall, :summ) or "
+        "mrcr:openai, as published.",
     )
     parser.add_argument(
         "--ruler",

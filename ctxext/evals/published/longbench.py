@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctxext.evals.published.sample import PublishedSample, fill, read_entries
+from ctxext.tasks.building.chinese_words import has_segmenter
 from ctxext.tasks.building.json_entries import Entry, loads, read_bytes
 from ctxext.tasks.building.scores import Metric
 
@@ -13,6 +14,11 @@ PROMPTS = "dataset2prompt.json"
 """The authors' file of prompts, in whose wording is asked where it is at hand."""
 QUESTION = "{context}\n\nQuestion: {input}\nAnswer:"
 SUMMARY = "{context}\n\nSummary:"
+CHINESE_QUESTION = "{context}\n\n问题：{input}\n答案："
+ONE_LINE = ("longbench:f1", "longbench:chinese-f1", "longbench:numbers")
+"""Measures of answers that have no second line."""
+CHINESE_WORDS = ("longbench:chinese-f1", "longbench:chinese-rouge-l")
+"""Measures that need a Chinese segmentation."""
 
 
 class _Set(NamedTuple):
@@ -27,7 +33,7 @@ class _Set(NamedTuple):
     @property
     def answer_is_a_line(self) -> bool:
         """Whether right answers have no second line, which base models write after them."""
-        return self.first_line or self.metric in ("longbench:f1", "longbench:numbers")
+        return self.first_line or self.metric in ONE_LINE
 
 
 SETS = {
@@ -53,8 +59,14 @@ SETS = {
     ),
     "lcc": _Set("longbench:code", 64, "{context}"),
     "repobench-p": _Set("longbench:code", 64, "{context}{input}"),
+    "multifieldqa_zh": _Set("longbench:chinese-f1", 64, CHINESE_QUESTION),
+    "dureader": _Set("longbench:chinese-rouge-l", 128, CHINESE_QUESTION),
+    "vcsum": _Set("longbench:chinese-rouge-l", 512, "{context}\n\n总结："),
+    "lsht": _Set("longbench:classes", 64, "{context}\n{input}", first_line=True),
+    "passage_retrieval_zh": _Set(
+        "longbench:numbers", 32, "{context}\n\n其中一段的摘要：{input}\n\n这段摘要出自"
+    ),
 }
-CHINESE = ("multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh")
 
 
 def longbench(path: Path, limit: int | None = None) -> Iterator[PublishedSample]:
@@ -67,16 +79,16 @@ def longbench(path: Path, limit: int | None = None) -> Iterator[PublishedSample]
     prompts = _published_prompts(path.parent)
     for number, entry in read_entries(path, limit):
         name = entry["dataset"].text().removesuffix("_e")
-        if name in CHINESE:
-            raise ValueError(
-                f"{entry.location}: {name} is scored by the words of a Chinese segmentation, which "
-                "is not supported: leave its file out"
-            )
         if name not in SETS:
             raise ValueError(
                 f"{entry.location}.dataset is {name!r}, not a set of LongBench: {', '.join(SETS)}"
             )
         chosen = SETS[name]
+        if chosen.metric in CHINESE_WORDS and not has_segmenter():
+            raise ValueError(
+                f"{entry.location}: {name} is scored by Chinese words, which needs the package "
+                "jieba: pip install 'ctxext[benchmarks]', or leave its file out"
+            )
         values = {
             "{context}": entry["context"].text(empty=True),
             "{input}": entry["input"].text(empty=True),

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ from ctxext.tasks.building.scores import Metric
 
 MAX_FILE_BYTES = 1 << 30
 """A larger file is refused before it is read."""
+MAX_SUMMARY_CHARACTERS = 100_000
+"""A longer reference is none: the time to compare grows with its length."""
 AS_THE_ANSWER = 0
 """New tokens: as many as the right answer has, and one to end it."""
 
@@ -38,6 +40,22 @@ class PublishedSample(NamedTuple):
     stem: str = ""
     may_cut: bool = True
     facts: Mapping[str, object] = {}
+    at_length: Callable[[int], "PublishedSample"] | None = None
+    """The sample at a length, where a longer text has more examples."""
+
+    def at(self, seq_len: int) -> "PublishedSample":
+        """The sample at a length, which for most is always the same."""
+        return self.at_length(seq_len) if self.at_length else self
+
+
+def check_summary(entry: Entry, references: Sequence[str]) -> None:
+    """Raise ValueError for a reference that is too long to be compared with."""
+    longest = max(map(len, references))
+    if longest > MAX_SUMMARY_CHARACTERS:
+        raise ValueError(
+            f"{entry.location} has a summary of {longest:,} characters, more than "
+            f"{MAX_SUMMARY_CHARACTERS:,}"
+        )
 
 
 def check_size(path: Path) -> None:
