@@ -74,9 +74,9 @@ newest: .venv312/.ready
 	@.venv312/bin/python $(pytest) $(without_jax) $(PYTEST_ARGS)
 endif
 
-# The tests that need the extra lm-eval, which is too large for the main environment.
+# The tests that need the extra lm-eval, which is too large for the main environment, or benchmarks.
 harness: .venvharness/.ready
-	@.venvharness/bin/python -m pytest tests/harness/test_harness.py $(PYTEST_ARGS)
+	@.venvharness/bin/python -m pytest tests/harness/test_harness.py tests/tasks/test_published_scores.py $(PYTEST_ARGS)
 
 # transformers 4.57 as reader and writer, and the converter of Meta checkpoints, which later wheels no longer contain.
 converter := .venvtransformers4/converter/transformers/models/llama/convert_llama_weights_to_hf.py
@@ -114,7 +114,7 @@ clean: ## remove environments and caches, keep runs/
 	$(call setup,.venv312,$(PYTHON312),[test])
 
 .venvharness/.ready: pyproject.toml $(constraints)
-	$(call setup,.venvharness,$(PYTHON),[test$(comma)lm-eval])
+	$(call setup,.venvharness,$(PYTHON),[test$(comma)lm-eval$(comma)benchmarks])
 
 # pip builds llama.cpp from source here, which takes some minutes.
 .venvslow/.ready: pyproject.toml $(constraints)

@@ -280,8 +280,9 @@ def samples(
     root = Path(path).expanduser()
     files = [root]
     if root.is_dir():
-        of_benchmark = (file for file in root.iterdir() if file.suffix.lower() in endings)
-        files = sorted(file for file in of_benchmark if sources(file))
+        candidates = sorted(file for file in root.iterdir() if file.suffix.lower() in endings)
+        # If there are none of the benchmark, its reader says so of the first.
+        files = [file for file in candidates if sources(file)] or candidates
     if not files:
         raise ValueError(f"{root} holds no file that ends in {', '.join(endings)}: give another")
     for file in files:

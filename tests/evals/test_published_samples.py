@@ -270,12 +270,31 @@ def test_recall_is_read_with_the_answers_of_its_task(tmp_path):
     (tmp_path / "niah_multivalue").mkdir()
     path = write(tmp_path / "niah_multivalue", "validation_8192.jsonl", [needles])
     (values,) = read("helmet:recall", path)
-    assert values.prompt.endswith("\n\nbrask: its special magic numbers are")
+    assert values.prompt.endswith("\n\nThe special magic numbers for brask are:")
     assert (values.dataset, values.metric, values.answer) == ("niah_multivalue", "all", "12, 30")
     (tmp_path / "vt").mkdir()
     chains = {"context": "VAR A = 5", "query": "5", "num_v": 1, "example": "Ex.", "answer": ["A"]}
     (chain,) = read("helmet:recall", write(tmp_path / "vt", "validation_8192.jsonl", [chains]))
     assert chain.prompt == "Ex.\n\nVAR A = 5\n\nThe 1 variables that have the value 5 are:"
+
+
+def test_a_directory_without_questions_of_helmet_names_those_it_could_have(tmp_path):
+    write(tmp_path, "banking77_train.jsonl", LABELLED)
+    with pytest.raises(
+        ValueError, match=r"banking77_train\.jsonl is not named after .*banking77_t"
+    ):
+        read("helmet:icl", tmp_path)
+
+
+def test_the_documentation_names_the_files_of_in_context_learning():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    files = [name for stem, (_, examples) in helmet_icl.FILES.items() for name in (stem, examples)]
+    assert [name for name in files if name and f"`{name}.jsonl`" not in page] == []
+
+
+def test_lawsuits_without_a_summary_are_not_counted(tmp_path):
+    path = write(tmp_path, "lexsum.jsonl", [{**CASE, "summary/short": None}, CASE, CASE])
+    assert [s.place for _, s in samples("helmet:summ", str(path), 1)] == ["3"]
 
 
 def test_summaries_are_read_and_need_the_stems_of_words(tmp_path, monkeypatch):
@@ -287,7 +306,7 @@ def test_summaries_are_read_and_need_the_stems_of_words(tmp_path, monkeypatch):
     path = write(tmp_path, "longbook_sum_eng.jsonl", [book])
     (ours,) = read("helmet:summ", path)
     (theirs,) = read("infinitebench", path)
-    assert (ours.metric, theirs.metric) == ("helmet:rouge-lsum", "infinitebench:rouge-lsum")
+    assert (ours.metric, theirs.metric) == ("helmet:book-rouge-lsum", "infinitebench:rouge-lsum")
     assert ours.max_new_tokens == theirs.max_new_tokens == 1200
     assert not ours.stop_at_newline and not theirs.stop_at_newline
     monkeypatch.setattr(helmet_summ, "has_stemmer", lambda: False)
@@ -426,12 +445,22 @@ def test_conversations_are_asked_at_the_shortest_length_that_holds_them(tmp_path
         ("helmet:recall", "a.jsonl", [RAG], 'has no "demos", as json_kv has, and the directory'),
         ("helmet:recall", "a.jsonl", [{**PAIRS, "demos": [["a"]]}], r"demos\[0\] is not a pair"),
         ("helmet:summ", "a.jsonl", [{**CASE, "sources": "x"}], r"\$\.sources is not a list"),
+        ("helmet:summ", "longbook_qa_eng.jsonl", [KV], "and the file is not InfiniteBench's longb"),
         (
             "helmet:summ",
             "a.jsonl",
             [{**CASE, "summary/short": 100_001 * "a"}],
-            "a summary of 100,001 characters, more than 100,000",
+            "an answer of 100,001 characters, more than the 100,000 that ROUGE",
         ),
+        (
+            "longbench",
+            "a.jsonl",
+            [{**LONGBENCH, "dataset": "gov_report", "answers": [100_001 * "a"]}],
+            "line 1: \\$ has an answer of 100,001 characters",
+        ),
+        ("helmet", "a.jsonl", [{"docs": []}], r"line 1: \$ is of HELMET's citations \(ALCE\)"),
+        ("helmet", "a.jsonl", [{"document": {}}], "is of NarrativeQA, which GPT-4 judges"),
+        ("helmet", "a.jsonl", [PAIRS], "is of json_kv: --evals helmet:recall reads"),
         ("infinitebench", "longbook_sum_eng.jsonl", [{**KV, "answer": ["", ""]}], "is not a text"),
     ],
 )

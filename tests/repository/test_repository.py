@@ -105,8 +105,8 @@ def test_the_citation_matches_this_version() -> None:
 @pytest.mark.parametrize(
     "lane, python, wanted",
     [
-        ("py311", "3.11", ("test", "lint")),
-        ("py312", "3.12", ("test", "lint")),
+        ("py311", "3.11", ("test", "lint", "benchmarks")),
+        ("py312", "3.12", ("test", "lint", "benchmarks")),
         ("transformers4", "3.11", ("transformers4",)),
     ],
 )

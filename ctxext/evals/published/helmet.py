@@ -9,6 +9,15 @@ from ctxext.tasks.building.json_entries import Entry
 MAX_NEW_TOKENS = 20
 TOKENS_PER_ID = 10
 MAX_GRADE = 100
+OTHER_FILES = {
+    "docs": "is of HELMET's citations (ALCE), which another model judges: leave its file out",
+    "document": "is of NarrativeQA, which GPT-4 judges: leave its file out",
+    "sources": "is of Multi-LexSum: --evals helmet:summ reads its file",
+    "demos": "is of json_kv: --evals helmet:recall reads its file",
+    "outputs": "is of RULER: --evals helmet:recall reads its file",
+    "options": "is of InfiniteBench: --evals infinitebench reads its file",
+}
+"""Keys that only files of other tasks have, and what is said of them."""
 
 
 def helmet(path: Path, limit: int | None = None) -> Iterator[PublishedSample]:
@@ -18,6 +27,9 @@ def helmet(path: Path, limit: int | None = None) -> Iterator[PublishedSample]:
     MARCO by NDCG@10. Raises ValueError that names the file and the line.
     """
     for number, entry in read_entries(path, limit):
+        for key, reason in OTHER_FILES.items():
+            if entry.has(key) and not entry.has("ctxs"):
+                raise ValueError(f"{entry.location} {reason}")
         passages = entry["ctxs"].items()
         if not passages:
             raise ValueError(f"{entry.location}.ctxs is empty")

@@ -21,7 +21,7 @@ MAX_QUESTIONS = 500
 """Questions of a set, as many of each class as of any other."""
 MAX_NEW_TOKENS = 20
 MAX_CHARACTERS = 10_000
-"""A longer text is none of these sets'."""
+"""No text of these sets is so long."""
 LENGTHS = (8_192, 16_384, 32_768, 65_536, 131_072)
 """Those for which HELMET says how many examples there are."""
 
@@ -113,12 +113,12 @@ def balanced(groups: Sequence[Sequence[_Labelled]], count: int, seed: int) -> li
     num_rounds = -(-count // len(groups))
     rounds: list[list[_Labelled]] = [[] for _ in range(num_rounds)]
     for group in groups:
-        places = rng.sample(range(len(group)), num_rounds % len(group))
-        while len(places) < num_rounds:
-            missing = num_rounds - len(places)
-            places += rng.sample(range(len(group)), min(missing, len(group)))
-        for texts, place in zip(rounds, places, strict=True):
-            texts.append(group[place])
+        indices = rng.sample(range(len(group)), num_rounds % len(group))
+        while len(indices) < num_rounds:
+            missing = num_rounds - len(indices)
+            indices += rng.sample(range(len(group)), min(missing, len(group)))
+        for texts, index in zip(rounds, indices, strict=True):
+            texts.append(group[index])
     for texts in rounds:
         rng.shuffle(texts)
     return [text for texts in rounds for text in texts][:count]
@@ -179,7 +179,7 @@ def _divide(rows: Sequence[_Labelled]) -> tuple[list[_Labelled], list[_Labelled]
 
 
 def _by_label(rows: Sequence[_Labelled]) -> list[list[_Labelled]]:
-    """The texts of each class, by the first of each."""
+    """The texts of each class; classes are in the order of their first texts."""
     groups: dict[int, list[_Labelled]] = {}
     for row in rows:
         groups.setdefault(row.label, []).append(row)

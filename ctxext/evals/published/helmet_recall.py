@@ -11,8 +11,8 @@ from ctxext.tasks.building.scores import Metric
 PAIR_TOKENS = 100
 SHOTS = 2
 """Pairs that are asked about and answered before the question."""
-NEEDLE = "{context}\n\n{query}: its special magic {type_needle_v} is"
-NEEDLES = "{context}\n\n{query}: its special magic {type_needle_v} are"
+NEEDLE = "{context}\n\nThe special magic {type_needle_v} for {query} is:"
+NEEDLES = "{context}\n\nThe special magic {type_needle_v} for {query} are:"
 
 
 class _Task(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ctxext.evals.published.sample import (
     PublishedSample,
-    check_summary,
+    check_references,
     fill,
     read_entries,
 )
@@ -87,7 +87,7 @@ def infinitebench(path: Path, limit: int | None = None) -> Iterator[PublishedSam
                 raise ValueError(f"{entry.location}.input calls no function")
             values["{call}"] = calls[0]
         if name == "longbook_sum_eng":
-            check_summary(entry, references)
+            check_references(entry, references)
         yield PublishedSample(
             dataset=name,
             place=number,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ctxext.evals.published.sample import PublishedSample, fill, read_entries
+from ctxext.evals.published.sample import PublishedSample, check_references, fill, read_entries
 from ctxext.tasks.building.chinese_words import has_segmenter
 from ctxext.tasks.building.json_entries import Entry, loads, read_bytes
 from ctxext.tasks.building.scores import Metric
@@ -19,6 +19,7 @@ ONE_LINE = ("longbench:f1", "longbench:chinese-f1", "longbench:numbers")
 """Measures of answers that have no second line."""
 CHINESE_WORDS = ("longbench:chinese-f1", "longbench:chinese-rouge-l")
 """Measures that need a Chinese segmentation."""
+ROUGE = ("longbench:rouge-l", "longbench:chinese-rouge-l")
 
 
 class _Set(NamedTuple):
@@ -99,6 +100,8 @@ def longbench(path: Path, limit: int | None = None) -> Iterator[PublishedSample]
             any(map(str.isdigit, a)) for a in answers
         ):
             raise ValueError(f"{entry.location}.answers has no number")
+        if chosen.metric in ROUGE:
+            check_references(entry, answers)
         yield PublishedSample(
             dataset=name,
             place=number,

@@ -11,8 +11,8 @@ from ctxext.tasks.building.scores import Metric
 
 MAX_FILE_BYTES = 1 << 30
 """A larger file is refused before it is read."""
-MAX_SUMMARY_CHARACTERS = 100_000
-"""A longer reference is none: the time to compare grows with its length."""
+MAX_REFERENCE_CHARACTERS = 100_000
+"""The most that a text is compared with word by word: its time grows with the product of both."""
 AS_THE_ANSWER = 0
 """New tokens: as many as the right answer has, and one to end it."""
 
@@ -48,13 +48,13 @@ class PublishedSample(NamedTuple):
         return self.at_length(seq_len) if self.at_length else self
 
 
-def check_summary(entry: Entry, references: Sequence[str]) -> None:
-    """Raise ValueError for a reference that is too long to be compared with."""
+def check_references(entry: Entry, references: Sequence[str]) -> None:
+    """Raise ValueError for a reference that is too long for ROUGE, which compares all words."""
     longest = max(map(len, references))
-    if longest > MAX_SUMMARY_CHARACTERS:
+    if longest > MAX_REFERENCE_CHARACTERS:
         raise ValueError(
-            f"{entry.location} has a summary of {longest:,} characters, more than "
-            f"{MAX_SUMMARY_CHARACTERS:,}"
+            f"{entry.location} has an answer of {longest:,} characters, more than the "
+            f"{MAX_REFERENCE_CHARACTERS:,} that ROUGE compares: leave it out"
         )
 
 

@@ -60,12 +60,14 @@ def best_rouge_lsum(text: str, references: Sequence[str], labels: Sequence[str] 
     return max(rouge_lsum(text, reference) for reference in references)
 
 
-def best_stemmed_rouge_lsum(
-    text: str, references: Sequence[str], labels: Sequence[str] = ()
-) -> float:
-    """HELMET's ROUGE-Lsum, of the stems of words, the best over references."""
-    stem = porter_stem()
-    return max(rouge_lsum(text, reference, stem=stem) for reference in references)
+def book_rouge_lsum(text: str, references: Sequence[str], labels: Sequence[str] = ()) -> float:
+    """HELMET's ROUGE-Lsum of a book's summary, whose answer begins with `Answer:`."""
+    return _best_stemmed_rouge_lsum(text, references, "Answer:")
+
+
+def lawsuit_rouge_lsum(text: str, references: Sequence[str], labels: Sequence[str] = ()) -> float:
+    """HELMET's ROUGE-Lsum of a lawsuit's summary, whose answer begins with `Summary:`."""
+    return _best_stemmed_rouge_lsum(text, references, "Summary:")
 
 
 def share_of_classes(text: str, references: Sequence[str], labels: Sequence[str]) -> float:
@@ -181,12 +183,9 @@ def contains_words(text: str, references: Sequence[str], labels: Sequence[str] =
 
 
 def label_is(text: str, references: Sequence[str], labels: Sequence[str] = ()) -> float:
-    """HELMET's in-context learning: the plain words of the first line are those of a reference.
-
-    The word `label:` may be written once more before them.
-    """
-    line = re.sub("^label:", "", text.split("\n")[0].strip(), flags=re.IGNORECASE)
-    return float(plain_words(line) in map(plain_words, references))
+    """HELMET's in-context learning: the plain words after `label:` are those of a reference."""
+    written = plain_words(_line_after(text, "label:"))
+    return float(written in map(plain_words, references))
 
 
 PUBLISHED_SCORES: dict[str, PublishedScore] = {
@@ -209,13 +208,34 @@ PUBLISHED_SCORES: dict[str, PublishedScore] = {
     "infinitebench:rouge-lsum": best_rouge_lsum,
     "helmet:contains": contains_words,
     "helmet:label": label_is,
-    "helmet:rouge-lsum": best_stemmed_rouge_lsum,
+    "helmet:book-rouge-lsum": book_rouge_lsum,
+    "helmet:lawsuit-rouge-lsum": lawsuit_rouge_lsum,
 }
 
 
 def _f1(written: Sequence[Hashable], right: Sequence[Hashable]) -> float:
     shared = (Counter(written) & Counter(right)).total()
     return 2 * shared / (len(written) + len(right)) if shared else 0.0
+
+
+def _best_stemmed_rouge_lsum(text: str, references: Sequence[str], prefix: str) -> float:
+    """The best over references, of stems of words, and of the text and its line after `prefix`."""
+    stem = porter_stem()
+    return max(
+        rouge_lsum(written, reference, stem=stem)
+        for written in (text, _line_after(text, prefix))
+        for reference in references
+    )
+
+
+def _line_after(text: str, prefix: str) -> str:
+    """The rest of the line after the first `prefix`, in any case; without one, the first line.
+
+    As HELMET has it, a second `prefix` at its beginning is left out too.
+    """
+    found = re.search(f"{re.escape(prefix)}(.*)", text, flags=re.IGNORECASE)
+    line = found[1] if found else text.split("\n")[0]
+    return re.sub(f"^{re.escape(prefix)}", "", line.strip(), flags=re.IGNORECASE).strip()
 
 
 def _plain_characters(text: str) -> str:

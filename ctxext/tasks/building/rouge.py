@@ -48,8 +48,8 @@ def rouge_lsum(text: str, reference: str, *, stem: Callable[[str], str] | None =
     num_right = left_right.total()
     matches = 0
     for sentence in right:
-        places = {i for other in written for i in _common_places(sentence, other)}
-        for word in (sentence[i] for i in sorted(places)):
+        indices = {i for other in written for i in _common_indices(sentence, other)}
+        for word in (sentence[i] for i in sorted(indices)):
             if left_written[word] and left_right[word]:
                 left_written[word] -= 1
                 left_right[word] -= 1
@@ -119,19 +119,19 @@ def _common_words(right: Sequence[str], written: Sequence[str]) -> set[str]:
     return words
 
 
-def _common_places(right: Sequence[str], written: Sequence[str]) -> set[int]:
+def _common_indices(right: Sequence[str], written: Sequence[str]) -> set[int]:
     """Indices into `right` of a longest common subsequence, the one that drops its words first."""
     lengths = _lengths(right, written)
-    places: set[int] = set()
+    indices: set[int] = set()
     i = len(right)
     j = len(written)
     while i and j:
         if right[i - 1] == written[j - 1]:
-            places.add(i - 1)
+            indices.add(i - 1)
             i -= 1
             j -= 1
         elif lengths[i][j - 1] > lengths[i - 1][j]:
             j -= 1
         else:
             i -= 1
-    return places
+    return indices

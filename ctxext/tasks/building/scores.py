@@ -40,7 +40,8 @@ Metric = Literal[
     "infinitebench:rouge-lsum",
     "helmet:contains",
     "helmet:label",
-    "helmet:rouge-lsum",
+    "helmet:book-rouge-lsum",
+    "helmet:lawsuit-rouge-lsum",
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Failure = Literal[
