@@ -4,7 +4,6 @@ Only names change, but for queries, keys and values that a file holds as one mat
 rows out of it, and writing puts them together.
 """
 
-import collections
 import re
 from collections.abc import Callable, Mapping
 
@@ -89,15 +88,23 @@ def split(
     rows: list[np.ndarray],
 ) -> dict[str, LazyTensor]:
     """The tensors `names` of those that `fuse` would make of them."""
-    counts = collections.Counter(map(rename, names))
     of_module: dict[str, np.ndarray] = dict(zip(PROJECTIONS, rows, strict=True))
     tensors = {}
     for name in names:
         tensor = stored[rename(name)]
-        if counts[rename(name)] > 1:
+        if _is_fused(name, rename):
             tensor = _part(tensor, of_module[_module(name)])
         tensors[name] = tensor
     return tensors
+
+
+def _is_fused(name: str, rename: Callable[[str], str]) -> bool:
+    """Whether a tensor and its siblings, of queries, keys and values, get one name."""
+    module = _module(name)
+    if module not in PROJECTIONS:
+        return False
+    siblings = [name.replace(module, sibling) for sibling in PROJECTIONS]
+    return len({rename(sibling) for sibling in siblings}) == 1
 
 
 def _module(name: str) -> str:

@@ -225,6 +225,8 @@ def test_a_slice_of_a_projection_comes_out_of_the_fused_matrix(name):
         np.testing.assert_array_equal(again[tensor_name].read(), tensor.read())
         if "self_attn.o_proj" not in tensor_name and "self_attn" in tensor_name:
             np.testing.assert_array_equal(again[tensor_name].read(part), tensor.read()[part])
+        alone = from_stored(stored, [tensor_name], config)
+        np.testing.assert_array_equal(alone[tensor_name].read(), tensor.read())
 
 
 REFUSALS = {
