@@ -86,7 +86,7 @@ def search(
     own = experiment.trainable
     found = [
         longest(x, config, device, devices, own=x.trainable == own)
-        for x in candidates(experiment, config, devices, dict.fromkeys((own, Full(), LoRA())))
+        for x in candidates(experiment, config, devices, _subsets(own))
     ]
     if longest_float(found) < experiment.train.seq_len:
         found += [
@@ -100,6 +100,16 @@ def longest_float(found: Iterable[Candidate]) -> int:
     """The longest context on a base that is not quantized, without the memory of the host."""
     lengths = [c.seq_len for c in found if c.quantize == "none" and not c.offloads]
     return max(lengths, default=0)
+
+
+def _subsets(own: Trainable) -> list[Trainable]:
+    """The experiment's own parameters, all of them, and adapters, if its own are no adapters.
+
+    Adapters on a quantized base have those on a float one next to them.
+    """
+    if isinstance(own, LoRA):
+        return [own, Full()] if own.quantize == "none" else [own, Full(), LoRA()]
+    return list(dict.fromkeys((own, Full(), LoRA())))
 
 
 def _on_quantized_bases(own: Trainable, config: LlamaConfig) -> list[Trainable]:

@@ -463,6 +463,16 @@ def test_search_finds_the_longest_context():
         assert memory(longer, "tpu").peak > (1 - MARGIN) * device.memory
 
 
+@pytest.mark.parametrize("own", [LoRA(64), QLORA, LastLayers(2), FULL])
+def test_no_two_rows_of_a_search_look_alike(own):
+    experiment, _ = step("7b", 8192, Mesh(fsdp=1), trainable=own)
+    device, devices = topology("h100:1")
+    found = search(experiment, SHAPES["llama2-7b"], device, devices)
+    rows = [(c.experiment.mesh.text, c.experiment.train.remat, c.text) for c in found]
+    assert len(rows) == len(set(rows))
+    assert any(c.own for c in found)
+
+
 def test_a_quantized_base_is_suggested_where_no_float_one_fits(capsys):
     """7B on a card of 24 GB, of which JAX takes 18 GiB."""
     options = ["--topology", "rtx4090:1", "--mesh.fsdp", "1", "--train.batch-size", "1"]
