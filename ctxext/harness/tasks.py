@@ -20,6 +20,7 @@ from ctxext.harness.compare import Difference, differences, plain
 from ctxext.harness.model import HarnessLM
 from ctxext.model.lm import LM
 from ctxext.parallel import distributed
+from ctxext.plan.longest_text import check_length
 
 KEPT_KEYS = (
     "results",
@@ -187,7 +188,8 @@ def report(
     """Run the tasks on a model and, if given, on the base `against`, for the directory `out`.
 
     Both within the smaller of their windows of pre-training, unless the request names a length.
-    Raises ValueError if another process does the same for the same directory.
+    Raises ValueError if another process does the same for the same directory, and for a length
+    that no memory could hold.
     """
     both = [model]
     if against is not None:
@@ -200,6 +202,16 @@ def report(
             semantics=lm.semantics,
         )
         both.append(other)
+    if request.max_length is not None:
+        for named in both:
+            check_length(
+                named.lm.config,
+                request.max_length,
+                dtype=named.lm.dtype,
+                mesh=named.lm.mesh,
+                is_written=False,
+                option="--max-length",
+            )
     length = request.max_length or min(named.lm.config.max_position_embeddings for named in both)
     request = dataclasses.replace(request, max_length=length)
     labels = {**_labels(model), "base": None if against is None else _labels(both[1])}

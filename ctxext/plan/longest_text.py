@@ -1,4 +1,4 @@
-"""Whether a text of some length could be read on this machine at all."""
+"""Whether a text of some length could be read, or made, on this machine at all."""
 
 import jax
 import jax.numpy as jnp
@@ -38,4 +38,19 @@ def check_length(
             f"{option}: the keys and values of one text of {num_tokens:,} tokens take "
             f"{needed / GIB:,.1f} GiB, and there are {usable / GIB:,.1f} GiB of memory: give a "
             "smaller number, or more devices (--mesh)"
+        )
+
+
+def check_samples(num_tokens: int, num_samples: int) -> None:
+    """Raise ValueError, naming --seq-len and --n, for samples of RULER that memory cannot hold.
+
+    Its generators keep the texts of all samples of a task until the last one, and the ids of one:
+    at least a byte per token of each text, and 8 bytes per id.
+    """
+    needed = num_tokens * (num_samples + 8)
+    if needed > machine_bytes():
+        raise ValueError(
+            f"--seq-len, --n: {num_samples:,} samples of {num_tokens:,} tokens take at least "
+            f"{needed / GIB:,.1f} GiB, and there are {machine_bytes() / GIB:,.1f} GiB of memory: "
+            "give smaller numbers"
         )

@@ -385,5 +385,7 @@ def test_bad_input_is_one_line(fast: Path, tasks: Path, capsys) -> None:
     misspelled = ["--tasks", "toy_choise", "--include-path", str(tasks)]
     assert "did you mean toy_choice" in refused(*misspelled)
     assert "limit must be positive" in refused("--tasks", "toy_choice", "--limit", "0")
+    too_long = refused("--tasks", "toy_choice", "--max-length", "2000000000")
+    assert "--max-length: the keys and values of one text of 2,000,000,000" in too_long
     assert "unknown option" in refused("--tasks", "toy_choice", "--factor", "2")
     assert "has no checkpoint 7" in refused("--tasks", "toy_choice", "--checkpoint", "7")

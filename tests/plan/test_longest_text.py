@@ -8,7 +8,7 @@ from ctxext.cli.main import main
 from ctxext.model.config import SHAPES
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.plan import longest_text
-from ctxext.plan.longest_text import check_length, text_bytes, usable_bytes
+from ctxext.plan.longest_text import check_length, check_samples, text_bytes, usable_bytes
 
 
 def test_keys_and_values_of_llama2():
@@ -45,6 +45,15 @@ def test_the_memory_of_accelerators_is_that_of_the_devices_of_the_mesh(monkeypat
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 5 * 2**30, "bytes_in_use": 7})
     monkeypatch.setattr(longest_text.jax, "local_devices", lambda: [device])
     assert usable_bytes(Mesh(fsdp=2, tensor=2)) == 4 * 5 * 2**30
+
+
+def test_samples_of_ruler_are_refused_before_any_is_made(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(longest_text, "machine_bytes", lambda: 1000 * (5 + 8))
+    check_samples(1000, 5)
+    for words in (["--seq-len", "1001", "--n", "5"], ["--seq-len", "1000", "--n", "6"]):
+        assert main(["ruler", "tiny-llama", *words, "--out", str(tmp_path / "out")]) == 2
+        assert "ctxext: --seq-len, --n: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import loading
     from ctxext.evals.ruler import RULER_TASKS
     from ctxext.evals.ruler_generators import prepare
+    from ctxext.plan.longest_text import check_samples
 
+    check_samples(args.seq_len, args.n)
     tokenizer = loading.open_tokenizer(args.source)
     tasks = args.tasks or tuple(RULER_TASKS)
     samples = prepare(
