@@ -62,7 +62,7 @@ class Rotation(NamedTuple):
     A pytree whose shapes depend on head_dim alone, so that no factor and no length recompiles.
     `turns_high` and `turns_low` are the words of f / 2 pi as a 64-bit binary fraction, uint32
     [H/2] each. Its product with the position, modulo 2^32, is the exact fraction of a turn at any
-    position below 2^31, without float64.
+    position from -2^31 to before 2^31, without float64.
     """
 
     turns_high: Array
@@ -80,15 +80,15 @@ class Rotation(NamedTuple):
 
         part: of a position in 0 .. 1, added to the whole one.
         """
-        p = positions.astype(jnp.uint32)[..., None]
+        p = positions.astype(jnp.int32)[..., None]
         shape = (1,) * positions.ndim + self.turns_high.shape
         high = self.turns_high.reshape(shape)
         low = self.turns_low.reshape(shape)
         # p * low / 2^32 in float32, cut to whole numbers, is off by one unit of the high word for
-        # p < 2^22 and by at most 400 for p < 2^31: 1e-7 turns.
-        carry = (p.astype(jnp.float32) * (low.astype(jnp.float32) * 2.0**-32)).astype(jnp.uint32)
-        # Read as a signed number, the fraction gives angles in [-pi, pi).
-        turns = jax.lax.bitcast_convert_type(p * high + carry, jnp.int32)
+        # |p| < 2^22 and by at most 400 for |p| < 2^31: 1e-7 turns.
+        carry = (p.astype(jnp.float32) * (low.astype(jnp.float32) * 2.0**-32)).astype(jnp.int32)
+        # Signed numbers wrap around modulo 2^32 too, to angles in [-pi, pi).
+        turns = p * jax.lax.bitcast_convert_type(high, jnp.int32) + carry
         angles = turns.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
         if part is not None:
             angles = angles + part[..., None] * (

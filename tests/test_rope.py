@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ctxext.attention import Causal
@@ -58,7 +58,8 @@ def test_tables_are_exact_at_any_position(scaling: RopeScaling):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**31 - 1), st.floats(1e-7, 1.0), st.floats(0.5, 2.0))
+@given(st.integers(-(2**31), 2**31 - 1), st.floats(1e-7, 1.0), st.floats(0.5, 2.0))
+@example(-5, 1e-4, 1.0)
 def test_tables_are_exact_for_any_frequency(position: int, frequency: float, m: float):
     """Up to 2^31 the precision is limited by the float64 frequency itself: p f 2^-53 radians."""
     rope = Rope(np.array([frequency]), m)
