@@ -32,8 +32,9 @@ def pieces_at(attention: Attention, rotation: SequenceRotation) -> tuple[Piece, 
 
     Raises ValueError as `pieces_of_any_length`.
     """
+    pieces = pieces_of_any_length(attention)
     if not attention.depends_on_length:
-        return pieces_of_any_length(attention)
+        return pieces
     if isinstance(rotation, RotationByLength) or rotation.seq_len is None:
         raise ValueError(
             f"{type(attention).__name__} follows the length, but these frequencies came without "

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 PositionMap = Callable[[Any], Any]
 """Position ids in, rotary positions out, elementwise; both count from the document's beginning.
@@ -49,11 +49,21 @@ class Mask(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Band(Mask):
-    """Visible at distances low <= query - key < high; no upper bound if it is None; low >= 0."""
+    """Visible at distances low <= query - key < high; no upper bound if it is None.
+
+    Raises ValueError for a negative `low`, at which queries would see later tokens.
+    """
 
     by_distance: ClassVar[bool] = True
     low: int = 0
     high: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.low < 0:
+            raise ValueError(
+                f"a band begins at distance 0 or farther, got {self.low}; a mask that shows later "
+                "tokens is a subclass of Mask with causal = False"
+            )
 
     def visible(self, query: Any, key: Any) -> Any:
         distance = query - key
@@ -88,13 +98,14 @@ class Within(Mask):
 
     def block(self, query: range, key: range) -> tuple[bool, bool]:
         any_visible, all_visible = self.mask.block(query, key)
-        any_near, all_near = Band(0, self.window).block(query, key)
-        # Both may be visible somewhere without a pair that is: such a block is only visited.
+        any_near = query[0] - key[-1] < self.window
+        all_near = query[-1] - key[0] < self.window
+        # Both may hold somewhere without a pair for which they do: such a block is only visited.
         return any_visible and any_near, all_visible and all_near
 
 
 def within(mask: Mask, window: int | None) -> Mask:
-    """The mask, cut to the distances 0 .. window - 1 unless `window` is None."""
+    """The mask, cut to distances below `window` unless that is None."""
     if window is None:
         return mask
     if isinstance(mask, Band):
@@ -159,6 +170,15 @@ class Piece:
     to the bias of the model; None: nothing."""
     heads: Heads = ALL_HEADS
     """The query heads that it speaks of."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for other `scaled_layers`."""
+        known = get_args(ScaledLayers)
+        if self.scaled_layers not in known:
+            raise ValueError(
+                f"layers {self.scaled_layers!r} are not known; queries are scaled in one of "
+                f"{', '.join(known)}"
+            )
 
 
 class Attention(abc.ABC):

@@ -11,7 +11,7 @@ import pytest
 from ctxext.attention import Causal, Heads, LayerKind, Layers, Piece, make_attention
 from ctxext.attention.cache import caches_rotated
 from ctxext.attention.heads import HeadSet, head_sets
-from ctxext.attention.length import pieces_of_any_length, rotation_for
+from ctxext.attention.length import pieces_at, pieces_of_any_length, rotation_for
 from ctxext.attention.maps import Divided
 from ctxext.attention.pieces import Attention, Band
 from ctxext.attention.visible import visible_pairs
@@ -250,6 +250,8 @@ def test_what_follows_the_length_must_be_declared_and_no_mask():
         pieces_of_any_length(Undeclared())
     with pytest.raises(ValueError, match="MovingMask gives other masks or heads"):
         pieces_of_any_length(MovingMask())
+    with pytest.raises(ValueError, match="MovingMask gives other masks or heads"):
+        pieces_at(MovingMask(), rotation_for(Unscaled(), MovingMask(), BASE, 64))
     rotation = Unscaled().rope(BASE, 64).rotation()
     with pytest.raises(ValueError, match="Everything follows the length, but"):
         make_attention(Everything(), "dense", rotation, jnp.arange(4)[None])

@@ -8,7 +8,7 @@ from ctxext.attention import Causal, LayerKind, Layers
 from ctxext.attention.kernels import choose, refusal
 from ctxext.attention.length import pieces_of_any_length
 from ctxext.attention.masks import Chunks
-from ctxext.attention.pieces import Attention, Mask
+from ctxext.attention.pieces import Attention, Band, Mask, Piece, within
 from ctxext.attention.request import requests_of
 from ctxext.methods import method_name
 from support.attention_by_definition import by_definition
@@ -56,6 +56,18 @@ def test_no_kernel_leaves_out_a_pair(attention: Attention):
         for pairs, (any_visible, all_visible) in blocks(piece.mask):
             assert any_visible >= pairs.any()
             assert all_visible <= pairs.all()
+
+
+def test_a_layer_with_a_window_leaves_out_no_later_token_that_a_mask_shows():
+    for piece in m.S2AttnAsReleased(T, 24).pieces(T):
+        mask = within(piece.mask, 9)
+        index = np.arange(T)
+        visible = mask.visible(index[:, None], index[None])
+        for i in range(0, T, 8):
+            for j in range(0, T, 8):
+                any_visible, all_visible = mask.block(range(i, i + 8), range(j, j + 8))
+                assert any_visible >= visible[i : i + 8, j : j + 8].any()
+                assert all_visible <= visible[i : i + 8, j : j + 8].all()
 
 
 @pytest.mark.parametrize("mask", [Chunks(12, 0, 1), Chunks(12, 1, 2), Chunks(12, 2, None, 5)])
@@ -126,6 +138,9 @@ BAD = [
     (lambda: m.Ssmax(0.0), "s must be positive"),
     (lambda: m.Llama4Temperature(0), "need a finite factor from 0 on and a length of at least 1"),
     (lambda: m.Ministral3Temperature(8, beta=-1.0), "need a finite factor from 0 on"),
+    (lambda: m.Llama4Temperature(layers="some"), "'some' are not known; .* all, without-rotation"),
+    (lambda: Piece(Band(), scaled_layers="some"), "'some' are not known"),  # pyright: ignore
+    (lambda: Band(-1), "begins at distance 0 or farther, got -1; .* causal = False"),
 ]
 
 
