@@ -57,6 +57,28 @@ class Contiguous(Positions):
         return np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
 
 
+def check_placement(method: Positions, placement: Placement, seq_len: int) -> None:
+    """Raise ValueError, naming the class, unless a row's positions and indices are as promised."""
+    name = type(method).__name__
+    tokens = method.text_tokens(seq_len)
+    for what, numbers, limit in (
+        ("positions", placement.positions, 2**31),
+        ("indices", placement.indices, tokens),
+    ):
+        if numbers is None:
+            continue
+        if numbers.shape != (seq_len,) or not np.issubdtype(numbers.dtype, np.integer):
+            raise ValueError(
+                f"{name} gives {what} of shape {numbers.shape} and type {numbers.dtype} for a row "
+                f"of {seq_len} tokens; return one integer for each token"
+            )
+        if numbers[0] < 0 or numbers[-1] >= limit or (np.diff(numbers) <= 0).any():
+            raise ValueError(
+                f"{name} gives {what} that do not increase from token to token within 0 .. "
+                f"{limit - 1}; masks and documents of packed rows rely on it"
+            )
+
+
 def check_reach(method: Any, length: int | None = None) -> None:
     """Raise ValueError unless the positions of `method` fit 32 bits and rows of `length` tokens."""
     reach = method.max_position_embeddings

@@ -1,5 +1,6 @@
 """Training positions: their bounds and distribution, and how the model uses them."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -21,7 +22,7 @@ from ctxext.methods.long_recipe import LongRecipe, place_sentences
 from ctxext.methods.pose import PoSE
 from ctxext.methods.rand_pos import RandPos
 from ctxext.methods.random_gaps import RandomGaps
-from ctxext.positions import Contiguous
+from ctxext.positions import Contiguous, Placement, Positions
 from ctxext.serialization import from_json, to_json
 from support import tiny
 
@@ -330,6 +331,37 @@ def test_only_the_rows_that_are_needed_are_read():
         assert (batch.positions.max(1) >= 30).any()
         assert (np.diff(batch.positions) >= 1).all(), "of the rows of other processes too"
         assert (batch.tokens.any(1) == [False, True, False, False, True, False]).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Positions):
+    """These positions, whatever is asked for."""
+
+    row: tuple[float, ...]
+    indices: tuple[int, ...] | None = None
+
+    def sample(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+        return np.array([self.row])
+
+    def place(self, rng, seq_len, text) -> Placement:
+        indices = None if self.indices is None else np.array(self.indices)
+        return Placement(self.sample(rng, (1, seq_len))[0], indices)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (Given((0, 1)), r"Given gives positions of shape \(2,\) .* for a row of 3 tokens"),
+        (Given((0, 0.5, 1)), "positions of shape .* float64 .*; return one integer for each"),
+        (Given((0, 2, 2)), r"positions that do not increase .* within 0 .. 2147483647"),
+        (Given((-1, 0, 1)), "positions that do not increase"),
+        (Given((0, 1, 2**31)), "positions that do not increase"),
+        (Given((0, 1, 2), (0, 1, 3)), "indices that do not increase .* within 0 .. 2;"),
+    ],
+)
+def test_positions_that_break_their_promise_are_refused(positions: Given, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_batch(Counting(), positions, seed=0, step=0, batch_size=1, seq_len=3)
 
 
 def test_errors_name_values_that_work():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ctxext.data.corpus import Row, Rows
-from ctxext.positions import Positions
+from ctxext.positions import Positions, check_placement
 
 
 class Batch(NamedTuple):
@@ -47,7 +47,8 @@ def make_batch(
     """Rows `first_row` to `first_row + batch_size` of training step `step`.
 
     Row i depends on (seed, step, i) only. own: the rows needed on this host, None for all; the
-    others get their positions and are otherwise zero.
+    others get their positions and are otherwise zero. Raises ValueError for positions that do not
+    increase along a row.
     """
     shape = (batch_size, seq_len)
     batch = Batch(
@@ -59,6 +60,7 @@ def make_batch(
         positions_rng = np.random.default_rng([seed, step, index, 1])
         text = _Text(rows, text_rng, positions.text_tokens(seq_len))
         placement = positions.place(positions_rng, seq_len, lambda text=text: text.row.tokens)
+        check_placement(positions, placement, seq_len)
         batch.positions[place] = placement.positions
         if own is None or index in own:
             chosen = slice(None) if placement.indices is None else placement.indices
