@@ -18,8 +18,14 @@ STEP = 0.1
 def default_critical_pair(base: RopeBase) -> int:
     """c = ceil(d / 2 log_theta(L / 2 pi)) - 1: the last pair that turns more than once in L tokens.
 
-    It is 45 for Llama 2 and 34 for Llama 3.
+    It is 45 for Llama 2 and 34 for Llama 3. Raises ValueError where theta makes no pair slower
+    than the one before it.
     """
+    if base.theta <= 1:
+        raise ValueError(
+            f"the critical pair follows from a rope_theta above 1, got {base.theta:g}; give "
+            "critical_pair"
+        )
     turns = math.log(base.original_max_position_embeddings / (2 * math.pi)) / math.log(base.theta)
     return max(0, math.ceil(turns * base.head_dim / 2) - 1)
 

@@ -7,7 +7,12 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor, inverse_frequ
 
 
 def ntk_theta(base: RopeBase, alpha: float) -> float:
-    """theta alpha^(d / (d - 2)): the highest frequency stays, the lowest is divided by alpha."""
+    """theta alpha^(d / (d - 2)): the highest frequency stays, the lowest is divided by alpha.
+
+    Raises ValueError for a head of a single pair, whose frequency is both.
+    """
+    if base.head_dim == 2:
+        raise ValueError("NTK needs a head_dim of at least 4, got 2; Linear takes any")
     return base.theta * alpha ** (base.head_dim / (base.head_dim - 2))
 
 

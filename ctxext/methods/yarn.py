@@ -13,8 +13,14 @@ def turns_ramp(base: RopeBase, beta_fast: float, beta_slow: float, *, truncate: 
     """0 for pairs of more than beta_fast turns in the window, 1 for fewer than beta_slow turns.
 
     Linear in between, float64 [d/2]. Pair d ln(L / (2 pi n)) / (2 ln theta) makes n turns in L
-    tokens. truncate: round the ends of the ramp outward to whole pairs.
+    tokens. truncate: round the ends of the ramp outward to whole pairs. Raises ValueError where
+    theta makes no pair slower than the one before it.
     """
+    if base.theta <= 1:
+        raise ValueError(
+            f"the ramp between fast and slow pairs needs a rope_theta above 1, got {base.theta:g}; "
+            "Linear takes any"
+        )
 
     def pair(turns: float) -> float:
         window = base.original_max_position_embeddings

@@ -384,6 +384,8 @@ def test_leading_positions_keep_plain_rope(angles: str):
 
 
 SHORT = (1.0,) * HALF
+SAME_SPEED = RopeBase(16, 1.0, 64)
+ONE_PAIR = RopeBase(2, 1e4, 64)
 BAD = [
     (lambda: ABF(1.0), "rope_theta must be a finite number above 1, such as 500000, got 1.0"),
     (lambda: ABF(float("inf")), "rope_theta must be a finite"),
@@ -458,6 +460,12 @@ BAD = [
         "slow_divisors: 1 divisors do not fit head_dim 128 and critical_pair 60; give 4",
     ),
     (lambda: LongRope2(2.0, 60, (0.0,) * 4), "slow_divisors must be positive"),
+    (
+        lambda: LongRope2(2.0).rope(SAME_SPEED, 9999),
+        "critical pair follows from a rope_theta above 1, got 1; give critical_pair",
+    ),
+    (lambda: Yarn(2.0).rope(SAME_SPEED, 1), "ramp .* needs a rope_theta above 1, got 1; Linear"),
+    (lambda: NTK(2.0).rope(ONE_PAIR, 1), "NTK needs a head_dim of at least 4, got 2; Linear"),
 ]
 
 
