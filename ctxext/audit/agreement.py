@@ -210,7 +210,7 @@ class _Trial:
             return step(token_q, token_k, token_v, cache, None, kind)[0][:, 0]
 
         run = jax.jit(decoded, static_argnums=4)
-        lengths = sorted({T - 1, T // 2, T // 4 + 1, min(T - 1, 3), min(T - 1, 1)})
+        lengths = sorted({min(T - 1, length) for length in (T - 1, T // 2, T // 4 + 1, 3, 1)})
         worst = (0.0, 0)
         for kind in range(len(self.subject.kinds)):
             expected = self._run("dense", kind)

@@ -18,7 +18,7 @@ from ctxext.attention import Attention, Band, Causal, Mask, Piece
 from ctxext.attention.layers import LayerKind
 from ctxext.attention.maps import Shifted
 from ctxext.audit import Audit, Subject, audit, findings
-from ctxext.audit.agreement import wrong_block
+from ctxext.audit.agreement import compare_cache, wrong_block
 from ctxext.audit.distances import pairs
 from ctxext.audit.gradients import leaks, queries_with_gradients
 from ctxext.audit.receptive_field import receptive_field
@@ -273,6 +273,10 @@ def test_tokens_that_do_not_see_themselves_or_nothing_are_found():
     attention = Pieces((Piece(Nearly(itself=False)),))
     assert found_by_masks(subject(attention, 40)) == ["itself"]
     assert "nothing" in found_by_masks(subject(Pieces((Piece(Band(1)),)), 40))
+
+
+def test_a_text_of_one_token_is_decoded_as_it_is_read():
+    assert compare_cache(subject(Causal(), 1)).result == "same"
 
 
 def test_earlier_keys_at_negative_distances_are_found():
