@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ctxext.cli.main import main
-from ctxext.methods import Custom, Linear
+from ctxext.methods import Custom, Linear, Resonance, Yarn
 from ctxext.report.analysis.wavelengths import spectrum
 from ctxext.rope import RopeBase, Unscaled
 from support import families
@@ -58,6 +58,17 @@ def test_interpolation_extrapolates_nothing_at_any_factor(factor: float):
         unseen = (~waves.seen).sum()
         assert unseen > 0
         assert waves.extrapolated(math.ceil(factor * 4096) + 1).sum() == unseen
+
+
+def test_wavelengths_in_whole_tokens_extrapolate_nothing():
+    """Rounded down, a pair turns less than a token farther than in pre-training."""
+    rounded = spectrum(Resonance(inner=Yarn(4.0)), LLAMA2, 16384)
+    exact = spectrum(Yarn(4.0), LLAMA2, 16384)
+    shorter = ~exact.seen & (rounded.wavelengths < exact.wavelengths)
+    assert shorter.sum() == 7
+    assert rounded.extrapolated(16384).sum() == 0
+    assert rounded.extrapolated(16386).sum() == 18
+    assert spectrum(Resonance(), LLAMA2, 4096).extrapolated(4096).sum() == 0
 
 
 def test_pairs_that_slow_down_or_turn_faster():

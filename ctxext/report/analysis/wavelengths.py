@@ -7,6 +7,9 @@ import numpy as np
 from ctxext.methods import label, method_name
 from ctxext.rope import RopeBase, RopeScaling, rope_at
 
+TOKEN = 1.0
+"""The least difference between wavelengths, in tokens, that makes angles new."""
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -33,9 +36,14 @@ class Spectrum:
         return self.trained <= self.window
 
     def extrapolated(self, seq_len: int) -> np.ndarray:
-        """bool per pair: not seen, and turned farther by `seq_len` tokens than in pre-training."""
-        tolerance = 1 + 1e-9  # f / s * (s L) is f L except for rounding
-        return ~self.seen & (seq_len / self.wavelengths > self.window / self.trained * tolerance)
+        """bool per pair: not seen, and turned farther by `seq_len` tokens than in pre-training.
+
+        A wavelength that is a token too short for that does not count: Resonance rounds to whole
+        tokens. Without scaling, where unseen pairs have wavelengths above the window L, already
+        those at L + 1 tokens are short by more.
+        """
+        just_seen = self.trained * (seq_len / self.window)
+        return ~self.seen & (self.wavelengths <= just_seen - TOKEN)
 
 
 def spectrum(method: RopeScaling, base: RopeBase, seq_len: int) -> Spectrum:
