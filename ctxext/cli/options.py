@@ -112,10 +112,10 @@ def add_semantics(parser: argparse.ArgumentParser) -> None:
         "--semantics",
         default="incremental",
         choices=["incremental", "frozen", "transformers"],
-        help="Where frequencies follow the length, as under dynamic-ntk: while new tokens are "
-        "written, all keys turn by the frequencies of the length so far (incremental) or of the "
-        "prompt's length (frozen), or each by those of the length at which it was cached "
-        "(transformers).",
+        help="Where frequencies or attention follow the length, as under dynamic-ntk and jet-long: "
+        "each new token sees all keys by the method at the length so far (incremental) or at the "
+        "prompt's length (frozen), or each key keeps the frequencies of the length at which it was "
+        "cached (transformers).",
     )
 
 

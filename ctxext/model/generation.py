@@ -1,7 +1,8 @@
 """Decoding: a compiled prefill, then a compiled loop that continues from any state.
 
-For scalings that depend on the length there are three semantics, `SEMANTICS`. None depends on how
-many tokens may be written: a text is a prefix of the longer one that a larger budget gives.
+For frequencies and attention that follow the length there are three semantics, `SEMANTICS`. None
+depends on how many tokens may be written: a text is a prefix of the longer one that a larger budget
+gives.
 
 Shapes: B prompts (rows), K continuations of each, N new tokens, T prompt length, V vocabulary.
 """
@@ -32,16 +33,18 @@ from ctxext.rope import Float32Rotation, Rotation
 
 Semantics = Literal["incremental", "frozen", "transformers"]
 SEMANTICS: dict[Semantics, str] = {
-    "incremental": "all keys turn by the frequencies of the length so far",
-    "frozen": "all keys turn by the frequencies of the prompt's length",
-    "transformers": "a key keeps the frequencies of the length at which it was cached",
+    "incremental": "each new token sees all keys by the method at the length so far",
+    "frozen": "each new token sees all keys by the method at the prompt's length",
+    "transformers": "each key keeps the frequencies of the length at which it was cached",
 }
-"""How new tokens are written where the frequencies follow the length.
+"""How new tokens are written where frequencies or attention follow the length.
 
-`incremental` rotates the keys anew at every step, as arXiv 2309.00071 recommends; cached states of
-deeper layers keep the older frequencies, as in any cache. Under `frozen`, cached decoding equals
-recomputing at these frequencies. `transformers` repeats what that library does, for `dynamic` and
-for `longrope`: query and key then turn by different frequencies.
+What the method has at a length are the frequencies, and the position maps, scales and slopes of
+attention. `incremental` rotates the keys anew at every step, as arXiv 2309.00071 recommends and
+Jet-Long does; cached states of deeper layers keep what they were computed with, as in any cache.
+Under `frozen`, cached decoding equals recomputing with the method at the prompt's length.
+`transformers` repeats what that library does, for `dynamic` and for `longrope`: query and key then
+turn by different frequencies. It has no attention that follows the length.
 """
 STATIC = ("setup", "sample", "semantics")
 

@@ -62,10 +62,10 @@ class LM:
     `params` of a run on a quantized base hold it quantized, with the adapters next to it; `merged`
     makes a plain float model of it. Lengths and batch sizes are padded to buckets inside, so that
     few programs are compiled. Positions count from 0 in every row. angles: "exact", or "float32" to
-    repeat the rounding of transformers. semantics: how new tokens are written where the frequencies
-    follow the length, see `generation.SEMANTICS`. declared_context: what the checkpoint declares as
-    it is, by default what `scaling` makes of the window of pre-training. Raises ValueError for an
-    unknown dtype, kernel, `angles` or `semantics`.
+    repeat the rounding of transformers. semantics: how new tokens are written where the method
+    follows the length, see `generation.SEMANTICS`. declared_context: what the checkpoint declares
+    as it is, by default what `scaling` makes of the window of pre-training. Raises ValueError for
+    an unknown dtype, kernel, `angles` or `semantics`.
     """
 
     config: LlamaConfig
