@@ -1,29 +1,63 @@
-"""Every frequency method on the bundled base after one short training at 4x, the demo's, and
+"""Every method that trains, on the bundled base after one short training at 4x, the demo's, and
 plain fine-tuning.
 
-    ctxext run experiments/tiny_trained.py                about half an hour on two cores
-    ctxext run experiments/tiny_trained.py --seed 1       another seed, the same questions
-    ctxext report RUN RUN RUN --seeds                     the runs of several seeds in one table
+    ctxext sweep experiments/tiny_trained.py --out runs/tiny-trained
+        everything with three seeds; it resumes by itself, and --dry-run says how long it takes
+    python experiments/tables/tiny_methods.py runs/tiny-trained/*-?
+        one table of it, with paired intervals and adjusted p-values
+    ctxext run experiments/tiny_trained.py --seed 1
+        the frequencies alone, with one seed
+    ctxext report runs/tiny-trained/frequencies-? --seeds
+        their table over the seeds
 
-Sixty passkey questions at each of one, two and four windows. Without training, at more factors:
-tiny_methods.py. LongRoPE and Custom are absent: their vectors come from a search, and none is
-published for a base of this size. Results: experiments/LOG.md.
+Trials are `frequencies-SEED`, which trains every scaling one after the other, and one per other
+method and seed, such as `cream-0`, all under YaRN unless said otherwise:
+
+* long-rope2: each document of a batch with the frequencies of its length.
+* nope: no rotation, in rows of one window, as DroPE recalibrates.
+* ssmax: scalable softmax with s = 1 / ln L, which changes nothing at the window L.
+* pose, cream, long-recipe, rand-pos, random-gaps: rows of one window at positions of four.
+* long-ce (short contexts of one window, K = L and I = L / 4 as in the paper), long-red.
+
+As many tokens and steps for each: 48 steps of 4 rows of four windows, or of 16 rows of one. Sixty
+passkey questions at each of one, two and four windows, the same for every method and seed. Without
+training, at more factors, and why some methods are absent: tiny_methods.py. CREAM's middle has the
+mean 1 + f, as in LongReD, in place of 9; LongRecipe's sentences are lines. Results:
+experiments/LOG.md.
 """
 
 import dataclasses
+import math
+from collections.abc import Iterator
 
 from ctxext.demo import BETA_FAST, PASSKEY
 from ctxext.demo import experiment as demo
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment
-from ctxext.methods import Yarn
+from ctxext.losses import LongCE, LongRed
+from ctxext.methods import (
+    CREAM,
+    LongRecipe,
+    LongRope2,
+    NoPE,
+    PoSE,
+    RandomGaps,
+    RandPos,
+    Ssmax,
+    Yarn,
+)
 from ctxext.model.config import LlamaConfig
+from ctxext.positions import Positions
 from ctxext.rope import Unscaled
 from tiny_methods import dynamic, static
 
+SEEDS = (0, 1, 2)
+NEWLINE = 13
+"""Its byte in the vocabulary of the bundled base, the only token that ends a line."""
+
 
 def experiment(config: LlamaConfig) -> Experiment:
-    """The comparison on a base with this window."""
+    """The frequencies, on a base with this window."""
     window = config.max_position_embeddings
     yarn = Yarn(4.0, beta_fast=BETA_FAST)
     lengths = (window, 2 * window, 4 * window)
@@ -31,7 +65,7 @@ def experiment(config: LlamaConfig) -> Experiment:
         demo(config),
         name="tiny-trained",
         rope=yarn,
-        zero_shot=(Unscaled(),),
+        zero_shot=(Unscaled(), yarn),
         baselines=(
             Unscaled(),
             *(method for method in static(4.0, config) if method != yarn),
@@ -43,3 +77,50 @@ def experiment(config: LlamaConfig) -> Experiment:
         ),
         export=None,
     )
+
+
+def rows_of_one_window(full: Experiment, window: int) -> Experiment:
+    """The same training in rows of one window, with as many tokens in each step."""
+    rows = full.train.seq_len // window * full.train.batch_size
+    train = dataclasses.replace(full.train, seq_len=window, batch_size=rows)
+    return dataclasses.replace(full, train=train)
+
+
+def positions(window: int) -> dict[str, Positions]:
+    """One of each method that trains four windows in rows of one."""
+    reach = 4 * window
+    return {
+        "pose": PoSE(reach),
+        "cream": CREAM(reach, mean=1.0 + reach // window),
+        "long-recipe": LongRecipe(reach, separators=(NEWLINE,)),
+        "rand-pos": RandPos(reach),
+        "random-gaps": RandomGaps(reach),
+    }
+
+
+def one_by_one(config: LlamaConfig) -> dict[str, Experiment]:
+    """The methods other than frequencies, each by itself, by name."""
+    window = config.max_position_embeddings
+    full = dataclasses.replace(experiment(config), zero_shot=(), baselines=())
+    short = rows_of_one_window(full, window)
+    by_document = dataclasses.replace(full.train, rope_length="document")
+    softmax = Ssmax(s=1 / math.log(window))
+    return {
+        "long-rope2": dataclasses.replace(full, rope=LongRope2(4.0), train=by_document),
+        "nope": dataclasses.replace(short, rope=NoPE()),
+        "ssmax": dataclasses.replace(full, attention=softmax),
+        **{
+            name: dataclasses.replace(short, positions=method)
+            for name, method in positions(window).items()
+        },
+        "long-ce": dataclasses.replace(full, loss=LongCE(window, window // 4)),
+        "long-red": dataclasses.replace(full, loss=LongRed()),
+    }
+
+
+def sweep(config: LlamaConfig) -> Iterator[Experiment]:
+    """Everything with every seed, one seed after the other."""
+    trials = {"frequencies": experiment(config), **one_by_one(config)}
+    for seed in SEEDS:
+        for name, trial in trials.items():
+            yield dataclasses.replace(trial, name=f"{name}-{seed}", seed=seed)

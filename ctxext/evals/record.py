@@ -67,7 +67,7 @@ class EvaluatedModel:
     bos: bool = True
     """Whether every text began with BOS."""
     semantics: str = "incremental"
-    """How new tokens are written where the frequencies follow the length, see `generation`."""
+    """How new tokens are written where the method follows the length, see `generation`."""
 
     @property
     def changes(self) -> list[str]:
