@@ -21,9 +21,9 @@ method and seed, such as `cream-0`, all under YaRN unless said otherwise:
 
 As many tokens and steps for each: 48 steps of 4 rows of four windows, or of 16 rows of one. Sixty
 passkey questions at each of one, two and four windows, the same for every method and seed. Without
-training, at more factors, and why some methods are absent: tiny_methods.py. CREAM's middle has the
-mean 1 + f, as in LongReD, in place of 9; LongRecipe's sentences are lines. Results:
-experiments/LOG.md.
+training, at more factors, and why some methods are absent: tiny_methods.py. CREAM is as LongReD has
+it, with contiguous text and a mean of 1 + f: to take tokens out of a longer text would tear the
+synthetic rows apart. LongRecipe's sentences are lines. Results: experiments/LOG.md.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ def positions(window: int) -> dict[str, Positions]:
     reach = 4 * window
     return {
         "pose": PoSE(reach),
-        "cream": CREAM(reach, mean=1.0 + reach // window),
+        "cream": CREAM(reach, mean=1.0 + reach // window, deviation=5.0, text="row"),
         "long-recipe": LongRecipe(reach, separators=(NEWLINE,)),
         "rand-pos": RandPos(reach),
         "random-gaps": RandomGaps(reach),
