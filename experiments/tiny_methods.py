@@ -1,4 +1,4 @@
-"""Every method that needs no training, on the bundled base: zero-shot at 2x, 4x and 8x.
+"""Every method on the bundled base without training: zero-shot at 2x, 4x and 8x.
 
     ctxext run experiments/tiny_methods.py --train.steps 0 --run-dir runs/tiny-methods
         zero-shot only; --dry-run says how long it takes
@@ -13,15 +13,16 @@ Fields are the papers' in proportion to the window L of 256 tokens: YaRN's ramp 
 (beta_fast 8; 32, the paper's, is included as well), ABF's theta is what NTK-aware scaling would
 take it to, a little more, and CoPE's 10 of 32 pairs are its 20 of 64. ReRoPE keeps L / 2 tokens,
 DCA has chunks of 3 L / 4, STRING shifts from L / 3 on, Jet-Long keeps L / 16. Self-Extend's groups
-and leaky ReRoPE's compression are twice the factor, so that no distance exceeds L.
+and leaky ReRoPE's compression are twice the factor, so that no distance exceeds L. Scalable softmax
+has s = 1 / ln L, which changes nothing at L. It, NoPE and ALiBi are meant to be trained, ALiBi from
+the start; here they are not.
 
 Absent: LongRoPE and Custom, whose vectors come from a search, and none is published for a base of
-this size; NoPE and scalable softmax, which tiny_trained.py has, as both are lost without training;
-ALiBi, for models that are pre-trained with it; S2-Attn, which is for training alone. Results:
-experiments/LOG.md.
+this size; S2-Attn, which is for training alone. Results: experiments/LOG.md.
 """
 
 import dataclasses
+import math
 
 from ctxext.attention import Attention
 from ctxext.demo import BETA_FAST, PASSKEY
@@ -32,6 +33,7 @@ from ctxext.methods import (
     ABF,
     DCA,
     NTK,
+    Alibi,
     CoPE,
     DynamicLinear,
     DynamicNTK,
@@ -47,6 +49,7 @@ from ctxext.methods import (
     LogTemperature,
     LongRope2,
     Ministral3Temperature,
+    NoPE,
     NTKByParts,
     NTKMixed,
     PartNTK,
@@ -56,6 +59,7 @@ from ctxext.methods import (
     Resonance,
     RevisedYarn,
     SelfExtend,
+    Ssmax,
     StreamingLLM,
     String,
     TruncatedBasis,
@@ -103,7 +107,7 @@ def dynamic() -> tuple[RopeScaling, ...]:
 
 
 def attention(window: int) -> tuple[Attention, ...]:
-    """One of each attention method that needs no training; those with a factor for each of them."""
+    """One of each attention method that can be evaluated; those with a factor for each of them."""
     half = window // 2
     local = window // 4
     return (
@@ -120,6 +124,8 @@ def attention(window: int) -> tuple[Attention, ...]:
         LogTemperature(window),
         Llama4Temperature(window, layers="all"),
         Ministral3Temperature(window),
+        Ssmax(s=1 / math.log(window)),
+        Alibi(),
     )
 
 
@@ -127,7 +133,7 @@ def experiment(config: LlamaConfig) -> Experiment:
     """The comparison on a base with this window."""
     window = config.max_position_embeddings
     lengths = (window, *(factor * window for factor in FACTORS))
-    frequencies: list[RopeScaling] = [Unscaled(), *dynamic()]
+    frequencies: list[RopeScaling] = [Unscaled(), NoPE(), *dynamic()]
     for factor in FACTORS:
         frequencies += [*static(float(factor), config), LongRope2(float(factor))]
     yarn = Yarn(4.0, beta_fast=BETA_FAST)
