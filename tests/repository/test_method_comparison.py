@@ -88,6 +88,7 @@ def test_grouped_distances_stay_within_the_window():
         settings = [x for x in zero_shot().zero_shot if isinstance(x, kind)]
         assert len(settings) == 3
         for factor, method in zip((2, 4, 8), settings, strict=True):
+            assert isinstance(method, Attention)
             last = np.arange(factor * WINDOW)[-1:]
             far = method.pieces(factor * WINDOW)[-1]
             distance = far.query_positions(last) - far.key_positions(np.zeros_like(last))
