@@ -18,7 +18,7 @@ has s = 1 / ln L, which changes nothing at L. It, NoPE and ALiBi are meant to be
 the start; here they are not.
 
 Absent: LongRoPE and Custom, whose vectors come from a search, and none is published for a base of
-this size; S2-Attn, which is for training alone. Results: experiments/LOG.md.
+this size; S2-Attn, which is for training, in tiny_trained.py. Results: experiments/LOG.md.
 """
 
 import dataclasses
