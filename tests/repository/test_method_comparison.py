@@ -125,7 +125,7 @@ def smoke(experiment: Experiment, *, lengths: tuple[int, ...] = (2 * WINDOW,)) -
     return dataclasses.replace(experiment, train=train, evals=evals)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_the_smoke_size_of_every_method_without_training(tmp_path, capsys):
     experiment = zero_shot()
     settings = {method_name(x): x for x in experiment.zero_shot}  # the one for 8x of each
