@@ -11,7 +11,7 @@ import numpy as np
 from ctxext import loading
 from ctxext.data import text_on_disk
 from ctxext.data.documents import Field, Found, check_beginnings, check_texts, find_files
-from ctxext.data.sources import TextOnDisk
+from ctxext.data.sources import Split, TextOnDisk, TextSource
 from ctxext.data.token_files import is_prepared, open_prepared, read_index
 from ctxext.experiment import Experiment
 from ctxext.losses import CrossEntropy
@@ -19,6 +19,7 @@ from ctxext.methods import method_name
 from ctxext.model.context import meant_scaling
 from ctxext.rope import RopeScaling
 from ctxext.rope_by_length import checked_switch_lengths
+from ctxext.rundir import RunDir
 from ctxext.training import evaluation_set
 
 
@@ -109,6 +110,28 @@ def check_text(value: Any, *, option: str) -> None:
     """
     for text in text_on_disk(value):
         _check_text(text, option, check_texts)
+
+
+def check_held_out(source: TextSource, *, model: str) -> None:
+    """Say how many documents of a held-out part there are, which reads all of them.
+
+    model: a run or a checkpoint. Raises ValueError if there are none, or if the run held out less.
+    """
+    if not isinstance(source, Split):
+        return
+    path = loading.locate(model)
+    if loading.is_run(path):
+        share = RunDir(path).settings()["train"].get("held_out", 0.0)
+        if source.share > share:
+            advice = f"give at most --held-out {share:g}" if share else "leave --held-out out"
+            raise ValueError(
+                f"{path} held a share of {share:g} out of training, and may have seen some of the "
+                f"documents of --held-out {source.share:g}: {advice}"
+            )
+    held_out = source.held_out()
+    if not held_out.documents:
+        raise ValueError(held_out.note)
+    print(f"data: {held_out.note}", file=sys.stderr)
 
 
 def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], None]) -> None:

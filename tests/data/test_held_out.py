@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ctxext import loading
+from ctxext.cli import options
 from ctxext.cli.main import main
 from ctxext.data import (
     Files,
@@ -22,8 +24,11 @@ from ctxext.data import (
     Upsampled,
     corpora,
 )
+from ctxext.data.held_out import HELD_OUT
+from ctxext.data.sources import haystack
 from ctxext.experiment import Train
 from ctxext.prepare import Recipe, prepare
+from ctxext.rundir import RunDir
 from ctxext.serialization import from_json, to_json
 from ctxext.tasks import Passkey
 from support.tiny_train import ByteTokenizer, tiny_experiment
@@ -126,6 +131,42 @@ def test_a_share_that_comes_to_nothing_is_said_with_one_that_does_not(folder):
     assert "it takes more documents" in corpus.held_out.note
     with pytest.raises(ValueError, match="all of its documents .1. are held out of training"):
         Split(Files(str(folder / "0.txt")), "train", 0.999999).open(TOKENIZER)
+
+
+def test_eval_reads_the_documents_that_training_holds_out(folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    prepare([folder], out, TOKENIZER, recipe=Recipe(held_out=SHARE), progress=False)
+    source = haystack(str(folder), held_out=SHARE)
+    assert documents(source) == documents(haystack(str(out)))
+    for name in ("stdlib", str(out)):
+        with pytest.raises(ValueError, match="has no share to hold out: files of text do"):
+            haystack(name, held_out=SHARE)
+
+    def opened(*arguments, **settings):
+        raise ValueError("the model would be opened now")
+
+    monkeypatch.setattr(options, "open_named_model", opened)
+
+    def error(*words: str) -> str:
+        assert main(["eval", "tiny-llama", "--haystack", str(folder), "--held-out", *words]) == 2
+        return capsys.readouterr().err
+
+    count = len(documents(source))
+    note = f"{folder}: {count} of 72 documents held out of training"
+    assert note in error(str(SHARE))
+    assert note in error(str(SHARE), "--books", str(folder), "--evals", "growing-window")
+    nothing = error("1e-6")
+    assert "none of 72 documents is held out of training: a share of 1e-06 comes" in nothing
+    assert "would be opened" not in nothing
+    assert "the share held out must be above 0 and below 1, got 0.0" in error("0")
+    # The one of `train.held_out`, which is nested in any larger one.
+    assert f"a share of {HELD_OUT:g} comes to nothing here" in error()
+    monkeypatch.setattr(loading, "is_run", lambda path: True)
+    monkeypatch.setattr(RunDir, "settings", lambda self: {"train": {"held_out": SHARE}})
+    assert note in error(str(SHARE))
+    assert f"held a share of {SHARE:g} out of training, and may have seen" in error("0.3")
+    monkeypatch.setattr(RunDir, "settings", lambda self: {"train": {}})
+    assert "held a share of 0 out of training" in error(str(SHARE))
 
 
 def test_prepare_holds_out_by_default_and_says_when_nothing_is(tmp_path, capsys):

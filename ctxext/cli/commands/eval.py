@@ -73,6 +73,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help='The key or column of the text in --haystack and --books, if it is not "text".',
     )
     parser.add_argument(
+        "--held-out",
+        type=numbers.number,
+        nargs="?",
+        const=0.01,
+        metavar="SHARE",
+        help="Of files of text in --haystack and --books, only the documents that training did not "
+        "see: the share of them that train.held_out holds out, 0.01 if none is given.",
+    )
+    parser.add_argument(
         "--parse-special",
         action="store_true",
         help="Special tokens written out in --haystack, such as </s>, are those tokens, not text.",
@@ -179,15 +188,23 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     methods = options.read_methods(args, rest)
     names = args.evals or STANDARD
     check_used(args, names)
-    field, special = args.haystack_field, args.parse_special
+    options_of_text: dict[str, Any] = {
+        "field": args.haystack_field,
+        "parse_special": args.parse_special,
+        "held_out": args.held_out,
+    }
+    texts = []
     books = None
     if args.books is not None:
-        books = haystack(args.books, field=field, parse_special=special, what="text for --books")
-        requirements.check_text(books, option="--haystack-field")
+        books = haystack(args.books, **options_of_text, what="text for --books")
+        texts.append(books)
         if args.haystack == "stdlib":
-            field, special = None, False
-    source = haystack(args.haystack, field=field, parse_special=special)
-    requirements.check_text(source, option="--haystack-field")
+            options_of_text = {}
+    source = haystack(args.haystack, **options_of_text)
+    texts.append(source)
+    for text in dict.fromkeys(texts):
+        requirements.check_text(text, option="--haystack-field")
+        requirements.check_held_out(text, model=args.source)
     if args.out is not None:
         check_parent(args.out / "records.jsonl")
     shard = evaluate.Shard.parse(args.shard)

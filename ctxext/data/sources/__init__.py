@@ -28,13 +28,19 @@ def text_sources() -> tuple[type[TextSource], ...]:
 
 
 def haystack(
-    name: str, *, field: str | None = None, parse_special: bool = False, what: str = "haystack"
+    name: str,
+    *,
+    field: str | None = None,
+    parse_special: bool = False,
+    held_out: float | None = None,
+    what: str = "haystack",
 ) -> TextSource:
     """The source that `--haystack name` means: a name such as "stdlib", or a path.
 
     A directory that `ctxext prepare` wrote is its held-out part, if it has one. field: the key or
-    column of the text, "text" by default; parse_special: see `Files`; what: how messages call it.
-    Raises ValueError if there is no such path, it is not of one kind, or it has no such options.
+    column of the text, "text" by default; parse_special: see `Files`; held_out: only the share of
+    documents that training holds out of files of text; what: how messages call it. Raises
+    ValueError if there is no such path, it is not of one kind, or it has no such options.
     """
     named = {source.haystack_name: source for source in text_sources() if source.haystack_name}
     if name in named:
@@ -56,7 +62,15 @@ def haystack(
         raise ValueError(
             f"the {what} {name} has no {' or '.join(options)} to choose: files of text do"
         )
-    return dataclasses.replace(source, **options)
+    source = dataclasses.replace(source, **options)
+    if held_out is None:
+        return source
+    if not isinstance(source, Files):
+        raise ValueError(
+            f"the {what} {name} has no share to hold out: files of text do; the standard library "
+            "and prepared tokens are read without what training sees"
+        )
+    return Split(source, "heldout", held_out)
 
 
 def recognize(root: Path) -> type[TextSource]:

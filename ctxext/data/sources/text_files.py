@@ -1,6 +1,6 @@
 """Text on disk, in files of every kind that `ctxext.data.documents` reads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -69,12 +69,16 @@ class Files(TextSource):
             return open_prepared(root, "train", tokenizer)
         return self.open_documents(tokenizer, lambda text: True)
 
+    def texts(self) -> Iterator[str]:
+        """The text of every document, in order. Raises ValueError for one that is broken."""
+        found = documents.find_files(Path(self.path).expanduser())
+        return documents.read_texts(found, documents.Field(self.field))
+
     def open_documents(self, tokenizer: TokenizerLike, keep: Callable[[str], bool]) -> Corpus:
         """The documents for whose text `keep` is true, which is asked about each in order."""
         found = documents.find_files(Path(self.path).expanduser())
-        texts = documents.read_texts(found, documents.Field(self.field))
         hashes = {name: file_hash(path) for name, path in found.files.items()}
-        kept = filter(keep, texts)
+        kept = filter(keep, self.texts())
         return Corpus.from_texts(kept, tokenizer, files=hashes, parse_special=self.parse_special)
 
 
@@ -105,6 +109,19 @@ class Split(TextSource):
         if self.split == "train":
             yield Split(self.source, "heldout", self.share)
 
+    def held_out(self) -> HeldOut:
+        """How many documents are held out, which reads all of them."""
+        return self._held_out([hash_fraction(text) for text in self.source.texts()])
+
+    def _held_out(self, fractions: Sequence[float]) -> HeldOut:
+        return HeldOut(
+            self.source.path,
+            sum(fraction < self.share for fraction in fractions),
+            len(fractions),
+            f"a share of {self.share:g} comes to nothing here, and "
+            + advice(min(fractions), len(fractions)),
+        )
+
     def open(self, tokenizer: TokenizerLike) -> Corpus:
         """The part as a corpus, without documents if the share came to nothing.
 
@@ -118,18 +135,12 @@ class Split(TextSource):
             return (fractions[-1] < self.share) == wants_held_out
 
         corpus = self.source.open_documents(tokenizer, keep)
-        num_held_out = sum(fraction < self.share for fraction in fractions)
-        if num_held_out == len(fractions) and not wants_held_out:
+        held_out = self._held_out(fractions)
+        if held_out.documents == held_out.total and not wants_held_out:
             raise ValueError(
-                f"{self.source.path}: all of its documents ({num_held_out:,}) are held out of "
+                f"{held_out.name}: all of its documents ({held_out.total:,}) are held out of "
                 f"training by a share of {self.share:g}: give more documents, or --train.held-out 0"
             )
         corpus.facts = {**corpus.facts, "split": self.split, "held_out": self.share}
-        corpus.held_out = HeldOut(
-            self.source.path,
-            num_held_out,
-            len(fractions),
-            f"a share of {self.share:g} comes to nothing here, and "
-            + advice(min(fractions), len(fractions)),
-        )
+        corpus.held_out = held_out
         return corpus
