@@ -48,14 +48,17 @@ NARROW = dataclasses.replace(
 )
 """So small that a step on 65,536 tokens takes about a minute on two cores."""
 
-Part = Literal["step", "prefill", "decode", "attention", "loss"]
+Part = Literal["product", "step", "prefill", "decode", "attention", "loss"]
 RunOnce = Callable[[], tuple[float, list[float]]]
 """Runs a case once: (seconds, the values that every backend has to reach)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkCase:
-    """One measurement: `batch` rows of `seq_len` tokens; a decode writes `new_tokens` to each."""
+    """One measurement: `batch` rows of `seq_len` tokens; a decode writes `new_tokens` to each.
+
+    A product is that of two square matrices with `seq_len` rows.
+    """
 
     part: Part
     seq_len: int
@@ -68,6 +71,8 @@ class BenchmarkCase:
     @property
     def name(self) -> str:
         """A description in one line."""
+        if self.part == "product":
+            return f"product of {self.dtype} matrices, {self.seq_len:,} x {self.seq_len:,}"
         details = {
             "decode": f" + {self.new_tokens} new",
             "loss": f", vocabulary {self.shape.vocab_size:,}",
@@ -106,13 +111,16 @@ def standard_cases(platform: str) -> dict[str, tuple[BenchmarkCase, ...]]:
     """The cases of every part, in sizes that a platform ("cpu", "gpu" or "tpu") runs in minutes."""
     if platform == "cpu":
         default = BenchmarkCase("step", 1024, dtype="float32", shape=SMALL)
+        product_size = 2048
     else:
         default = BenchmarkCase("step", 1024, dtype="bfloat16", shape=LARGE)
+        product_size = 8192
 
     def case(part: Part, seq_len: int, batch: int = 1, **fields: Any) -> BenchmarkCase:
         return dataclasses.replace(default, part=part, seq_len=seq_len, batch=batch, **fields)
 
     return {
+        "product": (case("product", product_size),),
         "step": tuple(
             case("step", T, B, remat=remat)
             for T, B in ((1024, 2), (4096, 1))

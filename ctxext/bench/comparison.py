@@ -2,17 +2,18 @@
 
 import contextlib
 import json
-import os
 import statistics
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ctxext import progress
 from ctxext.bench.cases import BenchmarkCase
-from ctxext.bench.limits import mfu, read_bandwidth, roofline
+from ctxext.bench.instructions import environment
+from ctxext.bench.limits import mfu, operations, read_bandwidth, roofline
 from ctxext.child_python import python_command
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -61,7 +62,9 @@ class BackendProcess:
 
 
 @contextlib.contextmanager
-def backend_process(name: str, case: BenchmarkCase, weights: Path) -> Iterator[BackendProcess]:
+def backend_process(
+    name: str, case: BenchmarkCase, weights: Path, cpu_isa: str | None = None
+) -> Iterator[BackendProcess]:
     """Start a backend's process, which ends with the block."""
     command = python_command("-m", "ctxext.bench.worker", name, case.json(), str(weights))
     with subprocess.Popen(
@@ -69,7 +72,8 @@ def backend_process(name: str, case: BenchmarkCase, weights: Path) -> Iterator[B
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **QUIET},
+        env={**environment(cpu_isa), **QUIET},
+        process_group=0,  # Ctrl-C is for this process, which ends the other one
     ) as process:
         try:
             yield BackendProcess(name, process)
@@ -78,32 +82,49 @@ def backend_process(name: str, case: BenchmarkCase, weights: Path) -> Iterator[B
 
 
 def compare_backends(
-    case: BenchmarkCase, weights: Path, backends: Sequence[str], *, rounds: int, warmups: int = 2
+    case: BenchmarkCase,
+    weights: Path,
+    backends: Sequence[str],
+    *,
+    rounds: int,
+    warmups: int = 2,
+    cpu_isa: str | None = None,
+    product_rates: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Medians and extremes over `rounds` interleaved rounds.
+    """Medians and extremes over `rounds` interleaved rounds; tells `progress` how far they are.
 
     "ratio" is that of speeds, the first backend's over the second's, in each round. "same": the
     values of both agree, in every round of a training run as well. "device_seconds", on an
     accelerator: its own time for one more round; not for a decode, whose rounds include a prefill.
-    Raises ValueError if a backend fails or runs on another kind of device.
+    `cpu_isa`: a name of `instructions.ENVIRONMENTS`. `product_rates`: the operations per second of
+    matrix products in each backend; "product_share" is the share that the case reaches. Raises
+    ValueError if a backend fails or runs on another kind of device.
     """
     with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(backend_process(name, case, weights)) for name in backends]
+        processes = [
+            stack.enter_context(backend_process(name, case, weights, cpu_isa)) for name in backends
+        ]
         if len({process.device == "cpu" for process in processes}) > 1:
             devices = "; ".join(f"{process.version} on {process.device}" for process in processes)
             raise ValueError(
                 f"the backends run on different devices: {devices}; install a torch, or a jax, "
                 "that supports the accelerator"
             )
-        for number in range(warmups + rounds):
+        for number in progress.each(range(warmups + rounds), lambda _: 1):
             in_turn = processes if number % 2 else processes[::-1]
             for process in in_turn:
                 process.rounds.append(process.round())
         summaries = {process.name: _summary(case, process, warmups) for process in processes}
+    needed = operations(case)
+    for name, summary in summaries.items():
+        if needed and product_rates:
+            rate = needed / summary["seconds"]["median"]
+            summary["product_share"] = rate / product_rates[name]
     figures: dict[str, Any] = {
         "case": case.name,
         "tokens": case.tokens,
         "rounds": rounds,
+        "cpu_isa": cpu_isa,
         "backends": summaries,
     }
     if case.part == "decode" and processes[0].device == "cpu":
@@ -130,9 +151,12 @@ def _summary(case: BenchmarkCase, process: BackendProcess, warmups: int) -> dict
         "version": process.version,
         "device": process.device,
         "seconds": _spread(seconds),
-        "tokens_per_second": case.tokens / median,
         "peak_gib": max(r["peak"] for r in process.rounds) / GIB,
     }
+    if case.part == "product":
+        summary["operations_per_second"] = operations(case) / min(seconds)
+    else:
+        summary["tokens_per_second"] = case.tokens / median
     if case.part == "step" and (share := mfu(case, median, process.device)):
         summary["mfu"] = share
     if process.device != "cpu" and case.part != "decode":

@@ -52,6 +52,13 @@ def _timed(
     return time.perf_counter() - started, value(out)
 
 
+def _product(case: BenchmarkCase, _: Path) -> RunOnce:
+    square = (case.seq_len, case.seq_len)
+    a, b = (jnp.asarray(x, case.dtype) for x in case.normal(square, square))
+    product = jax.jit(jnp.matmul)
+    return lambda: _timed(lambda: product(a, b), lambda out: _norms((out,)))
+
+
 def _step(case: BenchmarkCase, weights: Path) -> RunOnce:
     lm = loading.load(weights)
     tokens = case.input_ids()
@@ -162,6 +169,7 @@ def _norms(gradients: tuple[jax.Array, ...]) -> list[float]:
 
 
 PARTS = {
+    "product": _product,
     "step": _step,
     "prefill": _prefill,
     "decode": _decode,

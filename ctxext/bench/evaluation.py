@@ -10,24 +10,24 @@ from ctxext.evals.timing import TimedModel
 from ctxext.model.lm import LM
 
 
-def overhead(lm: LM, items: int = 1000) -> dict[str, Any]:
-    """The cost of retrieval questions, with and without shared texts, at one window and two.
-
-    Everything is compiled before. Of each evaluation: "items_per_second"; "outside", the share of
-    the time outside the model's forward passes; "padding", the share that they spend on padding.
-    """
+def evaluations(lm: LM, items: int = 1000) -> dict[str, Retrieval]:
+    """Retrieval questions with and without shared texts, at one window and two, by name."""
     window = lm.config.max_position_embeddings
     passkey = Retrieval(seq_lens=(window, 2 * window), n=items // 10)
-    evaluations = {
+    return {
         "passkey": passkey,
         "kv, shared context": dataclasses.replace(
             passkey, task=tasks.KeyValue(), shared_context=True
         ),
     }
-    return {name: _measure(evaluation, lm) for name, evaluation in evaluations.items()}
 
 
-def _measure(evaluation: Retrieval, lm: LM) -> dict[str, Any]:
+def overhead(name: str, evaluation: Retrieval, lm: LM) -> dict[str, Any]:
+    """The cost of an evaluation, with everything compiled before.
+
+    "items_per_second"; "outside", the share of the time outside the model's forward passes;
+    "padding", the share that they spend on padding.
+    """
     # Compiles every program, on other questions, so that nothing is cached.
     list(dataclasses.replace(evaluation, seed=1)(lm))
     timed = TimedModel(lm)
@@ -36,6 +36,7 @@ def _measure(evaluation: Retrieval, lm: LM) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     outside, padding = timed.shares(seconds)
     return {
+        "evaluation": name,
         "items": len(records),
         "seconds": seconds,
         "items_per_second": len(records) / seconds,

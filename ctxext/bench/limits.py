@@ -53,6 +53,27 @@ def model_flops(case: BenchmarkCase) -> float:
     return 3 * case.batch * (2 * _matrices(shape) * case.seq_len + attention)
 
 
+def operations(case: BenchmarkCase) -> float:
+    """Operations in matrix products that the result of a case needs; 0 for a decode.
+
+    The limit of a decode is memory, see `roofline`. Attention counts five products in the backward
+    pass to two in the forward pass, as the scores are recomputed (arXiv 2205.14135).
+    """
+    shape = case.shape
+    T, D, V = case.seq_len, shape.hidden_size, shape.vocab_size
+    of_layer = 4 * shape.num_attention_heads * shape.head_dim * visible_pairs(Causal(), T)
+    layers = shape.num_hidden_layers * (2 * T * layer_matrices(shape) + of_layer)
+    by_part = {
+        "product": 2 * T**3,
+        "step": model_flops(case),
+        "prefill": case.batch * (layers + 2 * D * V),  # logits of the last token only
+        "decode": 0,
+        "attention": 3.5 * case.batch * of_layer,
+        "loss": 6 * case.batch * T * D * V,
+    }
+    return by_part[case.part]
+
+
 def _matrices(shape: LlamaConfig) -> int:
     """Parameters in matrix products: the output, but not the embedding, which is looked up."""
     layers = shape.num_hidden_layers * layer_matrices(shape)

@@ -1,6 +1,6 @@
-"""The figures of a benchmark as text, and drawn against the length."""
+"""The results of a benchmark as text, and drawn against the length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,18 @@ from ctxext.report.pages.page import write_chart
 from ctxext.report.table import table_of_texts
 
 
-def describe(figures: dict[str, Any]) -> str:
-    """The figures as text, a line or more per measurement."""
-    lines = []
-    for part, result in figures.items():
-        if part == "eval":
-            lines += [_evaluation(name, x) for name, x in result.items()]
-        elif part == "io":
-            lines.append(_files(result))
-        else:
-            for comparison in result["comparisons"]:
-                lines += _comparison(comparison)
-    return "\n".join(lines)
+def describe(result: dict[str, Any]) -> str:
+    """One result as text, in a line or more."""
+    if result["part"] == "eval":
+        return _evaluation(result)
+    if result["part"] == "io":
+        return _files(result)
+    return "\n".join(_comparison(result))
 
 
-def _evaluation(name: str, x: dict[str, Any]) -> str:
+def _evaluation(x: dict[str, Any]) -> str:
     return (
-        f"eval, {name}: {x['items']:,} items in {x['seconds']:.1f} s, "
+        f"eval, {x['evaluation']}: {x['items']:,} items in {x['seconds']:.1f} s, "
         f"{x['items_per_second']:.1f} items/s; {x['outside']:.1%} of the time outside the model, "
         f"{x['padding']:.1%} on padding"
     )
@@ -43,9 +38,13 @@ def _files(result: dict[str, Any]) -> str:
 
 def _comparison(comparison: dict[str, Any]) -> list[str]:
     lines = [comparison["case"]]
+    if comparison["cpu_isa"]:
+        lines[0] += f", with instructions up to {comparison['cpu_isa'].upper()}"
     for name, backend in comparison["backends"].items():
         seconds = backend["seconds"]
         details = ""
+        if "product_share" in backend:
+            details += f", {backend['product_share']:.0%} of the rate of products"
         if "roofline" in backend:
             details += f", {backend['roofline']:.0%} of the memory roofline"
         if "mfu" in backend:
@@ -53,7 +52,7 @@ def _comparison(comparison: dict[str, Any]) -> list[str]:
         if "device_seconds" in backend:
             details += f", the device busy for {backend['device_seconds']:.3g} s"
         lines.append(
-            f"  {name:13}{backend['tokens_per_second']:>10,.0f} tokens/s ({seconds['low']:.3g} to "
+            f"  {name:13}{_rate(backend)} ({seconds['low']:.3g} to "
             f"{seconds['high']:.3g} s), peak {backend['peak_gib']:.2f} GiB{details}  "
             f"[{backend['version']}]"
         )
@@ -62,6 +61,12 @@ def _comparison(comparison: dict[str, Any]) -> list[str]:
         speed = _spread(comparison["ratio"])
         lines.append(f"  speed {speed}, memory {comparison['memory_ratio']:.2f}, {same}")
     return lines
+
+
+def _rate(backend: dict[str, Any]) -> str:
+    if "operations_per_second" in backend:
+        return f"{backend['operations_per_second'] / 1e9:>10,.0f} GFLOP/s"
+    return f"{backend['tokens_per_second']:>10,.0f} tokens/s"
 
 
 def _spread(ratio: dict[str, float]) -> str:
@@ -109,10 +114,11 @@ def _length_chart(
     return Chart(title, text, svg, numbers, legend_of(lines))
 
 
-def plot(figures: dict[str, Any], out: Path) -> list[Path]:
+def plot(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """Draw time and memory of the part "memory" against the length.
 
     Writes FILE.svg and FILE-memory.svg, or .html; returns their paths.
     """
-    time, memory = length_charts(figures["memory"]["comparisons"])
+    comparisons = [result for result in results if result["part"] == "memory"]
+    time, memory = length_charts(comparisons)
     return [write_chart(time, out), write_chart(memory, out.with_stem(f"{out.stem}-memory"))]

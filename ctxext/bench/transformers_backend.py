@@ -73,6 +73,12 @@ def _normal(case: BenchmarkCase, *shapes: tuple[int, ...]) -> list[torch.Tensor]
     return [torch.from_numpy(x).to(DEVICE) for x in case.normal(*shapes)]
 
 
+def _product(case: BenchmarkCase, _: Path) -> RunOnce:
+    square = (case.seq_len, case.seq_len)
+    a, b = (x.to(getattr(torch, case.dtype)) for x in _normal(case, square, square))
+    return lambda: _timed(lambda: a @ b, lambda out: _norms((out,)))
+
+
 def _step(case: BenchmarkCase, weights: Path) -> RunOnce:
     model = _model(weights, torch.float32).train()
     ids = _ids(case)
@@ -182,6 +188,7 @@ def _norms(gradients: tuple[torch.Tensor, ...]) -> list[float]:
 
 
 PARTS = {
+    "product": _product,
     "step": _step,
     "prefill": _prefill,
     "decode": _decode,

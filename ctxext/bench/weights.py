@@ -17,7 +17,7 @@ def random_weights(case: BenchmarkCase, directory: Path) -> Path:
 
     The empty `directory` itself for a case that needs no model.
     """
-    if case.part in ("attention", "loss"):
+    if case.part in ("product", "attention", "loss"):
         return directory
     shape = case.shape
     path = directory / f"{shape.hidden_size}-{shape.num_hidden_layers}-{shape.vocab_size}"

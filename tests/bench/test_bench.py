@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import subprocess
 import types
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from jax.stages import Lowered
 from ctxext import bench
 from ctxext.bench import comparison, ctxext_backend, limits, tables, trace
 from ctxext.bench.cases import NARROW, BenchmarkCase, standard_cases
+from ctxext.bench.instructions import environment
 from ctxext.bench.weights import random_weights
+from ctxext.child_python import python_command
 from ctxext.cli.main import main
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
@@ -35,9 +38,10 @@ CASES = (
     BenchmarkCase("decode", 64, 2, new_tokens=8, shape=TINY),
     BenchmarkCase("attention", 96, 2, shape=TINY),
     BenchmarkCase("loss", 96, 2, shape=TINY),
+    BenchmarkCase("product", 96, shape=TINY),
 )
 
-QUICK = ("prefill", "attention")
+QUICK = ("prefill", "attention", "product")
 
 
 def tier(case: BenchmarkCase) -> pytest.MarkDecorator | tuple:
@@ -81,7 +85,7 @@ def test_a_comparison_in_processes(tmp_path: Path):
         backend["roofline"],
         limits.decode_bytes(case) * 7 / seconds["median"] / result["read_bandwidth"],
     )
-    text = tables.describe({"decode": {"comparisons": [result]}})
+    text = tables.describe({"part": "decode", **result})
     assert text.startswith("decode, 2 x 64 + 8 new")
     assert "of the memory roofline" in text
     charts = tables.length_charts([result, {**result, "tokens": 28}])
@@ -91,14 +95,25 @@ def test_a_comparison_in_processes(tmp_path: Path):
 @pytest.mark.check
 def test_the_command_with_transformers(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
-    cases = {"step": CASES[:1], "memory": (CASES[1], dataclasses.replace(CASES[1], seq_len=192))}
+    cases = {
+        "product": CASES[-1:],
+        "step": CASES[:1],
+        "memory": (CASES[1], dataclasses.replace(CASES[1], seq_len=192)),
+    }
     monkeypatch.setattr(bench, "standard_cases", lambda platform: cases)
     out = tmp_path / "cost.svg"
     parts = ["--parts", "step", "memory"]
     assert main(["bench", *parts, "--against", "hf", "--json", "--plot", str(out)]) == 0
-    figures = json.loads(capsys.readouterr().out)
-    for result in (*figures["step"]["comparisons"], *figures["memory"]["comparisons"]):
+    product, *results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert product["part"] == "product"
+    assert [result["part"] for result in results] == ["step", "memory", "memory"]
+    for result in results:
         assert result["same"]
+        for name, backend in result["backends"].items():
+            rate = product["backends"][name]["operations_per_second"]
+            reached = limits.operations(CASES[0]) / backend["seconds"]["median"]
+            if result["part"] == "step":
+                np.testing.assert_allclose(backend["product_share"], reached / rate)
         assert result["ratio"]["low"] <= result["ratio"]["median"] <= result["ratio"]["high"]
     assert out.exists()
     assert (tmp_path / "cost-memory.svg").exists()
@@ -184,8 +199,8 @@ def test_the_time_on_the_device_excludes_gaps_and_counts_overlaps_once():
         "device_seconds": 0.91,
         "version": "jax",
     }
-    result = {"case": "prefill", "backends": {"ctxext": backend}}
-    text = tables.describe({"prefill": {"comparisons": [result]}})
+    result = {"part": "prefill", "case": "prefill", "cpu_isa": None}
+    text = tables.describe({**result, "backends": {"ctxext": backend}})
     assert "the device busy for 0.91 s" in text
 
 
@@ -222,9 +237,82 @@ def test_backends_on_different_devices_are_not_compared(
 
 
 def test_unknown_benchmarks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
-    with pytest.raises(ValueError, match="no benchmark 'speed'; known: eval, io, step"):
+    with pytest.raises(ValueError, match="no benchmark 'speed'; known: eval, io, product, step"):
         bench.measure("tiny-llama", ["speed"])
     with pytest.raises(ValueError, match="no benchmark against 'vllm'; known: hf"):
         bench.measure("tiny-llama", ["step"], against="vllm")
     assert main(["bench", "--plot", str(tmp_path / "a.svg")]) == 2
     assert "add memory to --parts" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="with --cpu-isa give --parts of product, step"):
+        bench.measure("tiny-llama", ["eval"], cpu_isa="avx2")
+    with pytest.raises(ValueError, match="--cpu-isa is for CPUs; this is a tpu"):
+        bench.measure("tiny-llama", ["step"], cpu_isa="avx2", platform="tpu")
+
+
+@pytest.fixture
+def counted_backends(monkeypatch: pytest.MonkeyPatch):
+    """Backends whose n-th case takes n seconds, and is interrupted if n is 3."""
+    cases = {"product": CASES[-1:], "attention": CASES[4:5], "loss": CASES[5:6]}
+    monkeypatch.setattr(bench, "standard_cases", lambda platform: cases)
+    monkeypatch.setattr(bench, "_platform", lambda: "cpu")
+    asked = []
+
+    class Backend(comparison.BackendProcess):
+        def __init__(self, name: str):
+            self.name, self.version, self.device = name, "jax 1", "cpu"
+            self.rounds = []
+
+        def round(self):
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return {"seconds": float(len(asked)), "value": [1.0], "peak": 2**30}
+
+    def backend_process(name: str, case: BenchmarkCase, weights: Path, cpu_isa: str | None):
+        asked.append((case.part, cpu_isa))
+        return contextlib.nullcontext(Backend(name))
+
+    monkeypatch.setattr(comparison, "backend_process", backend_process)
+    return asked
+
+
+def test_each_result_is_printed_when_it_is_there(counted_backends, capsys):
+    """Also at Ctrl-C: the product and the attention are there, the loss is not."""
+    command = ["bench", "--parts", "attention", "loss", "--cpu-isa", "avx2"]
+    assert main([*command, "--json"]) == 130
+    assert counted_backends == [("product", "avx2"), ("attention", "avx2"), ("loss", "avx2")]
+    out, errors = capsys.readouterr()
+    product, attention = map(json.loads, out.splitlines())
+    assert (product["part"], product["cpu_isa"]) == ("product", "avx2")
+    rate = product["backends"]["ctxext"]["operations_per_second"]
+    assert rate == 2 * 96**3
+    # 4 heads of 16, rows of 96 tokens: two products forward, five backward, of the visible pairs.
+    pairs = 2 * 4 * 96 * 97 // 2
+    share = 7 * 2 * 16 * pairs / 2 / rate
+    assert attention["backends"]["ctxext"]["product_share"] == pytest.approx(share)
+    assert "measuring 3/3 loss, 2 x 96, vocabulary 1,024" in errors
+    assert "interrupted after 2 results" in errors
+    text = tables.describe(attention)
+    assert text.startswith("attention, 2 x 96, with instructions up to AVX2\n")
+    assert f"{share:.0%} of the rate of products" in text
+
+
+def test_narrower_instructions_are_asked_of_both_libraries():
+    """Flags that the user has set are kept; without a request nothing changes."""
+    inherited = {"XLA_FLAGS": "--xla_dump_to=d", "HOME": "/h"}
+    assert environment(None, inherited) == inherited
+    assert environment(None, {"HOME": "/h"}) == {"HOME": "/h"}
+    narrow = environment("avx2", inherited)
+    assert narrow["XLA_FLAGS"].split()[:2] == ["--xla_dump_to=d", "--xla_cpu_max_isa=AVX2"]
+    assert narrow["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert narrow["HOME"] == "/h"
+
+
+@pytest.mark.check
+def test_torch_follows_the_narrower_instructions():
+    pytest.importorskip("torch")
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    command = python_command("-c", code)
+    process = subprocess.run(
+        command, env=environment("avx2"), stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert process.stdout.strip() == "AVX2"

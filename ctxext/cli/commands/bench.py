@@ -1,15 +1,22 @@
 """Measure what things cost on this machine, on request interleaved with transformers on torch.
 
+Every result is printed when it is there. Before steps and the like, the rate of matrix products of
+each library is measured: the limit of this CPU, of which the others reach a share.
+
 ctxext bench --parts step decode
+ctxext bench --parts step prefill attention --against hf --cpu-isa avx2
 ctxext bench --parts memory --plot memory.html --against hf
 """
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ctxext.cli import numbers, options
+from ctxext.progress import heard_by
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["eval"],
         metavar="PART",
-        help="What to measure: eval, step, prefill, decode, attention, loss, io, or memory, "
-        "for steps of 8k to 64k tokens.",
+        help="What to measure: eval, product, step, prefill, decode, attention, loss, io, or "
+        "memory, for steps of 8k to 64k tokens.",
     )
     parser.add_argument(
         "--against", choices=["hf"], help="Do the same with transformers on torch, interleaved."
@@ -39,6 +46,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="How often each is measured, after two rounds that do not count.",
     )
     parser.add_argument(
+        "--cpu-isa",
+        choices=["avx2"],
+        help="Use no wider vector instructions, in both libraries, as on another kind of CPU.",
+    )
+    parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE.svg|FILE.html",
@@ -47,15 +59,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_json(parser)
 
 
-def run(args: argparse.Namespace, rest: list[str]) -> None:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
     options.refuse_rest(rest)
     from ctxext import bench
     from ctxext.bench import tables
 
     if args.plot and "memory" not in args.parts:
         raise ValueError("--plot draws time and memory against the length; add memory to --parts")
-    figures = bench.measure(args.source, args.parts, against=args.against, rounds=args.rounds)
-    print(json.dumps(figures) if args.json else tables.describe(figures), flush=True)
+    results = []
+    measuring = bench.measurements(
+        args.source, args.parts, against=args.against, rounds=args.rounds, cpu_isa=args.cpu_isa
+    )
+    try:
+        with measuring as listed:
+            for number, measurement in enumerate(listed, 1):
+                with _shown(f"{number}/{len(listed)} {measurement.name}"):
+                    result = measurement.run()
+                print(json.dumps(result) if args.json else tables.describe(result), flush=True)
+                results.append(result)
+    except KeyboardInterrupt:
+        print(f"ctxext: interrupted after {len(results)} results", file=sys.stderr)
+        return 130
     if args.plot:
-        for page in tables.plot(figures, args.plot):
+        for page in tables.plot(results, args.plot):
             print(f"plot: {page}", file=sys.stderr)
+    return 0
+
+
+@contextlib.contextmanager
+def _shown(title: str) -> Iterator[None]:
+    """In the block, standard error shows what is measured: a bar, or a line where it is a file."""
+    from ctxext.progress_bar import TerminalBar
+
+    bar = TerminalBar(enabled=True, details="{task.elapsed:.0f} s", counts=False, transient=True)
+    if bar.disable:
+        print(f"measuring {title}", file=sys.stderr, flush=True)
+    task = bar.add_task(title, total=None)
+    with bar, heard_by(lambda share: bar.update(task, completed=share, total=1.0)):
+        yield
