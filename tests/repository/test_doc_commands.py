@@ -163,8 +163,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "dev-v2.0.json").write_text(
         json.dumps({"data": [{"title": "capitals", "paragraphs": paragraphs}]})
     )
-    readme = (ROOT / "README.md").read_text()
-    (place / "mine.py").write_text(readme.split("```python\n# mine.py")[1].split("```")[0])
+    for page in ("README.md", "docs/own-methods.md"):
+        text = (ROOT / page).read_text()
+        for name, source in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL):
+            (place / name).write_text(source)
     (place / "experiments").symlink_to(ROOT / "experiments")
     program = place / "bin" / "ctxext"
     program.parent.mkdir()
