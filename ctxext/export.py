@@ -27,7 +27,7 @@ from ctxext.model.lm import LM
 from ctxext.model.lora import merge_layers
 from ctxext.model.trainable import LoRA
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
-from ctxext.rope import RopeScaling, rope_at
+from ctxext.rope import Rope, RopeScaling, rope_at
 from ctxext.rundir import RunDir
 from ctxext.serialization import read_saved
 
@@ -305,6 +305,13 @@ def same_rope(
     That is float32, and a very large divisor in place of a frequency of zero.
     """
     a, b = (rope_at(scaling, config.rope_base(), seq_len) for config, scaling in (one, other))
+    if not _rotate_alike(a, b):
+        return False
+    has_windows = any(kind.window is not None for kind in one[0].layers.kinds)
+    return not has_windows or _rotate_alike(a.of_sliding_layers, b.of_sliding_layers)
+
+
+def _rotate_alike(a: Rope, b: Rope) -> bool:
     same_frequencies = np.allclose(a.inv_freq, b.inv_freq, rtol=1e-6, atol=1 / LARGEST_DIVISOR)
     same_factor = np.isclose(a.attention_factor, b.attention_factor, rtol=1e-6)
     return bool(same_frequencies and same_factor) and a.leading is None and b.leading is None

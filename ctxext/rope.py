@@ -33,12 +33,16 @@ class RopeBase:
     head_dim: int
     theta: float
     original_max_position_embeddings: int
+    sliding_theta: float | None = None
+    """That of layers with a sliding window, where they have another one (Gemma 3)."""
 
     def __post_init__(self) -> None:
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim must be even and positive, got {self.head_dim}")
-        if not 0 < self.theta < 1e300:
-            raise ValueError(f"rope_theta must be a positive number, got {self.theta}")
+        thetas = [self.theta] if self.sliding_theta is None else [self.theta, self.sliding_theta]
+        for theta in thetas:
+            if not 0 < theta < 1e300:
+                raise ValueError(f"rope_theta must be a positive number, got {theta}")
         if self.original_max_position_embeddings < 1:
             raise ValueError(
                 f"original_max_position_embeddings must be positive, "
@@ -49,6 +53,12 @@ class RopeBase:
     def inv_freq(self) -> np.ndarray:
         """f_i = theta^(-2i/d), float64 [d/2], radians per token, highest frequency first."""
         return inverse_frequencies(self.head_dim, self.theta)
+
+    @property
+    def of_sliding_layers(self) -> "RopeBase":
+        """The rotary embedding of layers with a sliding window; most models have one for all."""
+        theta = self.theta if self.sliding_theta is None else self.sliding_theta
+        return dataclasses.replace(self, theta=theta, sliding_theta=None)
 
 
 def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
@@ -72,6 +82,8 @@ class Rotation(NamedTuple):
     """How many of the first positions rotate differently, and how."""
     seq_len: Array | None = None
     """The context that these are for, in tokens, where attention follows it; None elsewhere."""
+    sliding: "Rotation | None" = None
+    """What layers with a sliding window rotate by; None: what all layers do."""
 
     def tables(
         self, positions: Int[Array, "*shape"], part: Float[Array, "*shape"] | None = None
@@ -109,6 +121,8 @@ class Float32Rotation(NamedTuple):
     """How many of the first positions rotate differently, and how."""
     seq_len: Array | None = None
     """The context that these are for, in tokens, where attention follows it; None elsewhere."""
+    sliding: "Float32Rotation | None" = None
+    """What layers with a sliding window rotate by; None: what all layers do."""
 
     def tables(
         self, positions: Int[Array, "*shape"], part: Float[Array, "*shape"] | None = None
@@ -142,11 +156,18 @@ class Rope:
 
     Logits scale by attention_factor**2, as it multiplies both query and key. `leading` is how many
     of the first positions keep other frequencies, and those, float64 [H/2]; their factor is 1.
+    `sliding` is the result for layers with a sliding window, where it is another one.
     """
 
     inv_freq: np.ndarray
     attention_factor: float = 1.0
     leading: tuple[int, np.ndarray] | None = None
+    sliding: "Rope | None" = None
+
+    @property
+    def of_sliding_layers(self) -> "Rope":
+        """The result for layers with a sliding window, whether or not it is another one."""
+        return self if self.sliding is None else self.sliding
 
     def rotation(self, angles: Angles = "exact") -> Rotation | Float32Rotation:
         """The device form: "exact" to 1e-6 at any position, "float32" with transformers' rounding.
@@ -158,10 +179,13 @@ class Rope:
         # Callers keep the result, so that it must be a value even inside a trace.
         with jax.ensure_compile_time_eval():
             rotation = _on_device(self.inv_freq, self.attention_factor, angles)
-            if self.leading is None:
-                return rotation
-            count, inv_freq = self.leading
-            return rotation._replace(leading=(jnp.int32(count), _on_device(inv_freq, 1.0, angles)))
+            if self.leading is not None:
+                count, inv_freq = self.leading
+                leading = (jnp.int32(count), _on_device(inv_freq, 1.0, angles))
+                rotation = rotation._replace(leading=leading)
+            if self.sliding is not None:
+                rotation = rotation._replace(sliding=self.sliding.rotation(angles))
+            return rotation
 
     def equals(self, other: "Rope") -> bool:
         """True if both rotate every position by exactly the same angles, with the same factor."""
@@ -170,6 +194,11 @@ class Rope:
         if self.leading is not None and other.leading is not None:
             same_count = self.leading[0] == other.leading[0]
             if not same_count or not np.array_equal(self.leading[1], other.leading[1]):
+                return False
+        if (self.sliding is None) != (other.sliding is None):
+            return False
+        if self.sliding is not None and other.sliding is not None:
+            if not self.sliding.equals(other.sliding):
                 return False
         return self.attention_factor == other.attention_factor and np.array_equal(
             self.inv_freq, other.inv_freq
@@ -290,18 +319,32 @@ def scaling_name(scaling: RopeScaling) -> str:
 def rope_at(scaling: RopeScaling, base: RopeBase, seq_len: int) -> Rope:
     """The frequencies of `scaling` for a context of `seq_len` tokens, its declaration checked.
 
-    Training, evaluation, export and planning all ask here, always with the true length. A scaling
+    Training, evaluation, export and planning all ask here, always with the true length. Over a base
+    with a theta for layers with a sliding window, the scaling is asked for those too. A scaling
     that does not declare `depends_on_length` gives the same Rope object at every length. Raises
     ValueError if its frequencies change with the length all the same: it would train with some
     and evaluate with others.
     """
-    rope = scaling.rope(base, seq_len)
+    rope = _rope_of_layers(scaling, base, seq_len)
     if scaling.depends_on_length:
         return rope
     window = base.original_max_position_embeddings
     fixed = _rope_of_any_length(scaling, base)
     _check_declaration(scaling, (window, fixed), (seq_len, rope))
     return fixed
+
+
+def _rope_of_layers(scaling: RopeScaling, base: RopeBase, seq_len: int) -> Rope:
+    """The frequencies of all layers, those with a window apart where they have another theta."""
+    rope = scaling.rope(base, seq_len)
+    if rope.sliding is None and base.sliding_theta is not None:
+        rope = dataclasses.replace(rope, sliding=scaling.rope(base.of_sliding_layers, seq_len))
+    if rope.sliding is not None and rope.sliding.sliding is not None:
+        raise ValueError(
+            f"{scaling_name(scaling)} gives frequencies of layers with a window inside those of "
+            "layers with a window; leave `sliding` of the inner Rope None"
+        )
+    return rope
 
 
 @functools.lru_cache(maxsize=4096)
@@ -324,9 +367,9 @@ def _rotation(rope: Rope, angles: Angles) -> Rotation | Float32Rotation:
 def _rope_of_any_length(scaling: RopeScaling, base: RopeBase) -> Rope:
     """The Rope of fixed frequencies, as at the window, compared with that of a long text."""
     window = base.original_max_position_embeddings
-    rope = scaling.rope(base, window)
+    rope = _rope_of_layers(scaling, base, window)
     try:
-        long_rope = scaling.rope(base, LONG * window)
+        long_rope = _rope_of_layers(scaling, base, LONG * window)
     except ValueError:  # a scaling may refuse lengths, and this one is only a check
         return rope
     _check_declaration(scaling, (window, rope), (LONG * window, long_rope))

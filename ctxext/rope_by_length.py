@@ -29,6 +29,14 @@ class ChosenRotation(NamedTuple):
         """That of the rotations, which all have the same; see `Rotation.leading`."""
         return self.rotations[0].leading
 
+    @property
+    def sliding(self) -> "ChosenRotation | None":
+        """The same choice for layers with a sliding window; see `Rotation.sliding`."""
+        of_windows = [rotation.sliding for rotation in self.rotations]
+        if any(rotation is None for rotation in of_windows):
+            return None
+        return ChosenRotation(self.choice, tuple(r for r in of_windows if r is not None))
+
     def tables(
         self, positions: Int[Array, "b t"], part: Float[Array, "b t"] | None = None
     ) -> tuple[Float[Array, "b t h"], Float[Array, "b t h"]]:

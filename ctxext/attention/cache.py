@@ -206,11 +206,11 @@ def prefill_chunk(
         )
 
         def rotated_block(block: Array, number: Any, tables: Tables) -> Array:
-            cos, sin = (
-                jax.lax.dynamic_slice_in_dim(table, number * size, size, axis=1)
-                for table in (tables.cos, tables.sin)
+            of_block = jax.tree.map(
+                lambda table: jax.lax.dynamic_slice_in_dim(table, number * size, size, axis=1),
+                tables,
             )
-            return rotate(block.swapaxes(1, 2), Tables(cos, sin)).swapaxes(1, 2)
+            return rotate(block.swapaxes(1, 2), of_block).swapaxes(1, 2)
 
         def of_heads(heads: HeadSet) -> Array:
             def key_block(tables: Tables, block: Array, number: Any) -> Array:

@@ -73,7 +73,8 @@ def rotary_tables(
     of_tokens: Any = rotation
     if isinstance(rotation, RotationByLength):
         of_tokens = rotation.of_lengths(document_lengths(positions, segment_ids))
-    if of_tokens.leading is not None:
+    of_windows = of_tokens.sliding
+    if of_tokens.leading is not None or (of_windows is not None and of_windows.leading is not None):
         positions = positions - smallest_in_document(positions, segment_ids)
     begins = _begins(pieces, positions, segment_ids)
     queries = [query_tables(piece, of_tokens, positions, begins) for piece in pieces]

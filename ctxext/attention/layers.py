@@ -1,5 +1,7 @@
 """Differences between the layers of a model in attention, as data: windows and rotation.
 
+Layers with a window may rotate by other frequencies than the rest, see `Tables.sliding`.
+
 The kind of a layer is a number, static for a layer that runs by itself and traced inside a scan, so
 that one program runs layers of all kinds.
 """
@@ -98,23 +100,40 @@ class Layers:
         return lambda x, tables: turn(x, tables.in_layer(number))
 
     def _turn_of(self, kind: Kind) -> Callable[[Array, Tables], Array]:
-        rotates = tuple(kind.rotates for kind in self.kinds)
         if isinstance(kind, int):
-            return _turn if rotates[kind] else _keep
-        if len(set(rotates)) == 1:
-            return _turn if rotates[0] else _keep
-        is_turned = jnp.asarray(rotates)[kind]
+            return _rotation_of(self.kinds[kind])
+        rotations = tuple(_rotation_of(kind) for kind in self.kinds)
+        if len(set(rotations)) == 1:
+            return rotations[0]
 
-        def turn_or_keep(x: Array, tables: Tables) -> Array:
-            unturned = 1 if tables.scale is None else tables.scale[..., None]
-            cos = jnp.where(is_turned, tables.cos, unturned)
-            return rotate(x, cos, jnp.where(is_turned, tables.sin, 0))
+        def rotate_by_kind(x: Array, tables: Tables) -> Array:
+            cos, sin = tables.cos, tables.sin
+            if tables.sliding is not None:
+                has_window = jnp.asarray([kind.window is not None for kind in self.kinds])[kind]
+                cos = jnp.where(has_window, tables.sliding.cos, cos)
+                sin = jnp.where(has_window, tables.sliding.sin, sin)
+            if not all(kind.rotates for kind in self.kinds):
+                is_turned = jnp.asarray([kind.rotates for kind in self.kinds])[kind]
+                unturned = 1 if tables.scale is None else tables.scale[..., None]
+                cos = jnp.where(is_turned, cos, unturned)
+                sin = jnp.where(is_turned, sin, 0)
+            return rotate(x, cos, sin)
 
-        return turn_or_keep
+        return rotate_by_kind
+
+
+def _rotation_of(kind: LayerKind) -> Callable[[Array, Tables], Array]:
+    if not kind.rotates:
+        return _keep
+    return _turn if kind.window is None else _turn_in_window
 
 
 def _turn(x: Array, tables: Tables) -> Array:
     return rotate(x, tables.cos, tables.sin)
+
+
+def _turn_in_window(x: Array, tables: Tables) -> Array:
+    return _turn(x, tables if tables.sliding is None else tables.sliding)
 
 
 def _keep(x: Array, tables: Tables) -> Array:

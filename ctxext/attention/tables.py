@@ -26,17 +26,21 @@ class Tables(NamedTuple):
     """Multiplies queries in layers that do not rotate; None: by 1."""
     unscaled: tuple[int, Array, Array] | None = None
     """The number of first layers that scale nothing, and their cos and sin; None: none."""
+    sliding: "Tables | None" = None
+    """Those of layers with a sliding window; None: these."""
 
     def in_layer(self, number: Any) -> "Tables":
         """The tables of a layer by its number in the model, from 0, which may be traced."""
+        sliding = None if self.sliding is None else self.sliding.in_layer(number)
         if self.scale is None or self.unscaled is None:
-            return self
+            return self._replace(sliding=sliding)
         layers, cos, sin = self.unscaled
         is_unscaled = number < layers
         return Tables(
             jnp.where(is_unscaled, cos, self.cos),
             jnp.where(is_unscaled, sin, self.sin),
             jnp.where(is_unscaled, 1, self.scale),
+            sliding=sliding,
         )
 
 
@@ -47,16 +51,19 @@ def query_tables(
     begins: Any = 0,
 ) -> Tables:
     """The tables of queries at these positions of documents that begin at `begins`."""
+    sliding = None
+    if rotation.sliding is not None:
+        sliding = query_tables(piece, rotation.sliding, positions, begins)
     cos, sin = _rotation_at(rotation, piece.query_positions, positions, begins)
     if piece.query_scale is None:
-        return Tables(cos, sin)
+        return Tables(cos, sin, sliding=sliding)
     scale = jnp.asarray(piece.query_scale(positions - begins), jnp.float32)
     scale = jnp.broadcast_to(scale, positions.shape)
     unscaled = (piece.unscaled_layers, cos, sin) if piece.unscaled_layers else None
     if piece.scaled_layers == "all":
         cos = cos * scale[..., None]
         sin = sin * scale[..., None]
-    return Tables(cos, sin, scale, unscaled)
+    return Tables(cos, sin, scale, unscaled, sliding)
 
 
 def key_tables(
@@ -66,7 +73,11 @@ def key_tables(
     begins: Any = 0,
 ) -> Tables:
     """The tables of keys at these positions of documents that begin at `begins`."""
-    return Tables(*_rotation_at(rotation, piece.key_positions, positions, begins))
+    sliding = None
+    if rotation.sliding is not None:
+        sliding = key_tables(piece, rotation.sliding, positions, begins)
+    cos, sin = _rotation_at(rotation, piece.key_positions, positions, begins)
+    return Tables(cos, sin, sliding=sliding)
 
 
 def _rotation_at(

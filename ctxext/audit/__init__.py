@@ -59,7 +59,9 @@ def audit(subject: Subject) -> Audit:
             found += findings.of_view(visibility, leaking, of_base)
             seen.append(visibility)
             reaches = visibility.highest.max(0).tolist() if kind.rotates else []
-            of_pairs.append([pairs(subject, reach, whole=visibility.whole) for reach in reaches])
+            of_pairs.append(
+                [pairs(subject, kind, reach, whole=visibility.whole) for reach in reaches]
+            )
     field = receptive_field(subject)
     wrong = wrong_block(subject, EXACT)
     found += findings.of_block(wrong)

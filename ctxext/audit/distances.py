@@ -5,9 +5,9 @@ from typing import Literal
 
 import numpy as np
 
+from ctxext.attention.layers import LayerKind
 from ctxext.audit.subject import Subject
-from ctxext.report.analysis.wavelengths import spectrum
-from ctxext.rope import rope_at
+from ctxext.report.analysis.wavelengths import spectrum_of
 
 Angles = Literal["seen", "interpolated", "extrapolated"]
 
@@ -21,8 +21,8 @@ class Pair:
     trained: float
 
 
-def pairs(subject: Subject, reach: float, *, whole: bool) -> list[Pair]:
-    """Every pair at rotary distances up to `reach`, the fastest first.
+def pairs(subject: Subject, kind: LayerKind, reach: float, *, whole: bool) -> list[Pair]:
+    """Every pair of layers of a kind, at rotary distances up to `reach`, the fastest first.
 
     whole: all distances are whole numbers.
 
@@ -31,9 +31,9 @@ def pairs(subject: Subject, reach: float, *, whole: bool) -> list[Pair]:
     a whole turn, so that all of the circle was seen. Extrapolated: beyond.
     """
     reach = max(0.0, reach)
-    rope = rope_at(subject.scaling, subject.base, subject.seq_len)
-    plain = subject.base.inv_freq
-    waves = spectrum(subject.scaling, subject.base, subject.seq_len)
+    rope, base = subject.rope(kind)
+    plain = base.inv_freq
+    waves = spectrum_of(subject.scaling, rope, base)
     # As `spectrum` counts lengths: distance d is one of a text of d + 1 tokens.
     extrapolated = waves.extrapolated(int(np.ceil(reach)) + 1)
     exact = np.isclose(rope.inv_freq, plain, rtol=1e-9) & whole

@@ -17,7 +17,7 @@ from ctxext.attention.dense import dense
 from ctxext.attention.documents import rotary_tables
 from ctxext.attention.layers import Layers
 from ctxext.audit.subject import Subject, View
-from ctxext.rope import Rope, rope_at
+from ctxext.rope import Rope
 
 HEAD_DIM = 4
 PAIRS = 2**20
@@ -74,7 +74,7 @@ def leaks(subject: Subject, view: View, queries: Sequence[int]) -> list[Leak]:
 def _gradients(subject: Subject, view: View) -> Any:
     """queries [Q] -> (output depends on key, on value, sign of the latter), [Q, T] each."""
     T = subject.seq_len
-    rope = rope_at(subject.scaling, subject.base, T)
+    rope, _ = subject.rope(view.kind)
     # Masks hide the same pairs whatever the frequencies: the fastest and the slowest pair will do.
     rotation = Rope(rope.inv_freq[[0, -1]], rope.attention_factor).rotation()
     index = jnp.arange(T)[None]

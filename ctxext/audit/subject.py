@@ -10,7 +10,7 @@ from ctxext.attention.layers import LayerKind
 from ctxext.attention.length import pieces_of_any_length
 from ctxext.attention.pieces import Attention, Mask, Piece, within
 from ctxext.methods import label
-from ctxext.rope import RopeBase, RopeScaling, Unscaled
+from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled, rope_at
 
 CHUNK = 2**21
 """Pairs of tokens that are looked at together."""
@@ -47,6 +47,13 @@ class Subject:
         """The terms of the softmax at this length. Raises ValueError for undeclared changes."""
         pieces = pieces_of_any_length(self.attention)
         return self.attention.pieces(self.seq_len) if self.attention.depends_on_length else pieces
+
+    def rope(self, kind: LayerKind) -> tuple[Rope, RopeBase]:
+        """The frequencies of layers of this kind at this length, and those of pre-training."""
+        rope = rope_at(self.scaling, self.base, self.seq_len)
+        if kind.window is None:
+            return rope, self.base
+        return rope.of_sliding_layers, self.base.of_sliding_layers
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:

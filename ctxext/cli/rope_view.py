@@ -85,6 +85,9 @@ class RopeView:
                 "inv_freq": rope.inv_freq.tolist(),
                 "attention_factor": rope.attention_factor,
                 "leading_positions": rope.leading[0] if rope.leading else 0,
+                "sliding_inv_freq": None
+                if rope.sliding is None
+                else rope.sliding.inv_freq.tolist(),
                 "hf_config": self._hf_config(method),
             }
             for (name, method), rope in self._ropes()
@@ -140,6 +143,10 @@ class RopeView:
         )
         if rope.leading:
             yield f"  plain RoPE at the first {rope.leading[0]} positions"
+        if rope.sliding is not None:
+            plain = rope.sliding.equals(Rope(self.base.of_sliding_layers.inv_freq))
+            slower = f"inv_freq {rope.sliding.inv_freq[0]:.4g} .. {rope.sliding.inv_freq[-1]:.4g}"
+            yield f"  layers with a window: {'plain RoPE' if plain else slower}"
         yield f"  HF config.json: {json.dumps(self._hf_config(method))}"
 
     def _pairs_of_one(self) -> Iterator[str]:

@@ -164,6 +164,7 @@ def rope_keys(
         )
     architecture = architecture_of(config)
     spec = rope_spec(scaling, config, seq_len)
+    spec.check_alike("GGUF")
     keys: dict[str, Any] = {f"{architecture.name}.context_length": spec.length}
     if not config.layers.rotates:
         return keys, None

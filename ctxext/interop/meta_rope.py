@@ -8,7 +8,7 @@ import numpy as np
 from ctxext.files import read_json
 from ctxext.interop import validation
 from ctxext.interop.model_card import BEGIN, END
-from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_from_config, rope_to_config
+from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_from_config, rope_spec, rope_to_config
 from ctxext.methods import label
 from ctxext.methods.llama3 import Llama3
 from ctxext.model.config import LlamaConfig
@@ -68,6 +68,7 @@ def rope_json(config: LlamaConfig, scaling: RopeScaling, seq_len: int) -> dict[s
             "Meta's format cannot represent; export a static scaling at the factor you need, such "
             "as Yarn"
         )
+    rope_spec(scaling, config, seq_len).check_alike("Meta's format")
     rope = rope_at(scaling, config.rope_base(), seq_len)
     return {
         "method": label([scaling]),

@@ -7,7 +7,7 @@ from typing import Any
 
 from ctxext.interop.families import family_of
 from ctxext.interop.gguf_metadata import check
-from ctxext.interop.ropespec import rope_from_config
+from ctxext.interop.ropespec import layer_ropes_from_config
 from ctxext.interop.serving import override_commands, serve_commands
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import Unscaled
@@ -53,7 +53,13 @@ def model_card(settings: dict[str, Any], config: LlamaConfig, facts: dict[str, A
     name = TITLES.get(config.family, config.family.capitalize())
     title = f"{name} with an extended context window" if length > original else name
     note = ""
-    if parameters:
+    if any(isinstance(value, dict) for value in parameters.values()):
+        note = (
+            "\n`config.json` has the frequencies of each type of layer (`rope_parameters` of "
+            "transformers 5), which ctxext reads. transformers 5.23 knows this form in other "
+            "families only, and stops.\n"
+        )
+    elif parameters:
         note = (
             "\n`config.json` carries the scaling for transformers 4 (`rope_scaling`) and 5 "
             "(`rope_parameters`).\n"
@@ -103,7 +109,7 @@ def _front_matter(facts: dict[str, Any]) -> str:
 def _fits_gguf(settings: dict[str, Any], config: LlamaConfig, window: int) -> bool:
     """Whether this model can be written as a GGUF file."""
     try:
-        scaling = rope_from_config(settings)[2] if config.layers.rotates else Unscaled()
+        scaling = layer_ropes_from_config(settings).scaling if config.layers.rotates else Unscaled()
         check(config, scaling, window=window, dtype="float16")
     except ValueError:
         return False

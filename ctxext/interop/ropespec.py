@@ -2,17 +2,18 @@
 
 transformers 5 reads `rope_parameters`, transformers 4 `rope_theta` and `rope_scaling`; both are
 written from one `RopeSpec`, so that they cannot disagree. The types themselves are the rows of
-`rope_types.ROPE_TYPES`.
+`rope_types.ROPE_TYPES`. Layers with a sliding window may have another one, see `layer_ropes`.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ctxext.interop.context_lengths import LONGEST, declared_length, linear_window, token_count
+from ctxext.interop.layer_ropes import by_layer_type, flat_configs
 from ctxext.interop.rope_types import (
     ROPE_TYPES,
     Keys,
@@ -25,6 +26,7 @@ from ctxext.interop.rope_types import (
 )
 from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
+from ctxext.methods.full_attention_only import FullAttentionOnly
 from ctxext.methods.linear import Linear
 from ctxext.methods.long_rope import LongRope
 from ctxext.methods.long_rope2 import LongRope2
@@ -59,6 +61,8 @@ class RopeSpec:
     """The window of pre-training, L, in tokens."""
     length: int
     """The extended window, L', in tokens."""
+    sliding: "RopeSpec | None" = None
+    """That of layers with a sliding window, where it is another one."""
 
     @property
     def generic(self) -> bool:
@@ -70,6 +74,8 @@ class RopeSpec:
     def config_keys(self) -> dict[str, Any]:
         """The keys of config.json, in the forms of transformers 4 and 5."""
         parameters = {"rope_type": self.rope_type, **self.keys}
+        if self.sliding is not None:
+            return self._keys_by_layer_type(self.sliding)
         extended = self.length != self.window
         original = {"original_max_position_embeddings": self.window} if extended else {}
         return {
@@ -80,6 +86,35 @@ class RopeSpec:
             "rope_parameters": {**parameters, "rope_theta": self.rope_theta},
         }
 
+    def _keys_by_layer_type(self, sliding: "RopeSpec") -> dict[str, Any]:
+        """The keys of transformers 5, as transformers 4 has none for two rotary embeddings."""
+
+        def entry(spec: RopeSpec) -> dict[str, Any]:
+            extended = spec.rope_type != "default" and self.length != self.window
+            original = {"original_max_position_embeddings": self.window} if extended else {}
+            return {
+                "rope_type": spec.rope_type,
+                **spec.keys,
+                **original,
+                "rope_theta": spec.rope_theta,
+            }
+
+        extended = self.length != self.window and self.rope_type == "default"
+        original = {"original_max_position_embeddings": self.window} if extended else {}
+        return {
+            "max_position_embeddings": self.length,
+            **original,
+            "rope_parameters": by_layer_type(entry(self), entry(sliding)),
+        }
+
+    def check_alike(self, format_name: str) -> None:
+        """Raise ValueError where layers differ, for a format that holds one rotary embedding."""
+        if self.sliding is not None:
+            raise ValueError(
+                "layers with a window have other frequencies than those with full attention, which "
+                f"{format_name} cannot represent; use --to hf"
+            )
+
 
 def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSpec:
     """How config.json represents `scaling` over `config`, for contexts of `seq_len` tokens.
@@ -88,8 +123,36 @@ def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSp
     spectrum to float32. Raises ValueError, with the reason, for frequencies that follow the length
     in a way the format has no type for.
     """
-    name = scaling_name(scaling)
     base = config.rope_base()
+    of_full_layers = dataclasses.replace(base, sliding_theta=None)
+    has_window = {kind.window is not None for kind in config.layer_kinds if kind.rotates}
+    if has_window == {True}:
+        return _spec_of_sliding_layers(scaling, base, seq_len)
+    in_full_layers = scaling
+    if isinstance(scaling, FullAttentionOnly):
+        in_full_layers = scaling.inner
+    spec = _spec_of_layers(in_full_layers, of_full_layers, seq_len)
+    if True not in has_window or rope_at(scaling, base, spec.length).sliding is None:
+        return spec
+    return dataclasses.replace(spec, sliding=_spec_of_sliding_layers(scaling, base, spec.length))
+
+
+def _spec_of_sliding_layers(scaling: RopeScaling, base: RopeBase, seq_len: int) -> RopeSpec:
+    sliding = scaling.rope(base, seq_len).sliding
+    if sliding is None:
+        return _spec_of_layers(scaling, base.of_sliding_layers, seq_len)
+    if not sliding.equals(Rope(base.of_sliding_layers.inv_freq)):
+        raise ValueError(
+            f"{scaling_name(scaling)} scales layers with a window by other frequencies than those "
+            "with full attention, which cannot be exported; plain RoPE in one of them can "
+            "(FullAttentionOnly)"
+        )
+    return _spec_of_layers(Unscaled(), base.of_sliding_layers, seq_len)
+
+
+def _spec_of_layers(scaling: RopeScaling, base: RopeBase, seq_len: int) -> RopeSpec:
+    """`rope_spec` of layers that are alike."""
+    name = scaling_name(scaling)
     window = base.original_max_position_embeddings
     length = longest_length(scaling, window, seq_len)
     rope = rope_at(scaling, base, length)
@@ -99,7 +162,7 @@ def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSp
             "cannot represent; export it without them"
         )
     method = scaling
-    theta = config.rope_theta
+    theta = base.theta
     if type(scaling) in EQUIVALENTS:
         method, theta = EQUIVALENTS[type(scaling)](scaling, base)
     rope_type = type_of(method, window)
@@ -139,6 +202,39 @@ def frequency_divisors(rope: Rope, base: RopeBase) -> np.ndarray:
     """
     with np.errstate(divide="ignore"):
         return np.minimum(base.inv_freq / rope.inv_freq, LARGEST_DIVISOR)
+
+
+class ConfigRope(NamedTuple):
+    """What a config.json says of the rotary embeddings of all layers."""
+
+    theta: float
+    window: int
+    """The window of pre-training, L, in tokens."""
+    scaling: RopeScaling
+    sliding_theta: float | None
+    """That of layers with a sliding window; None: the one of all layers."""
+
+
+def layer_ropes_from_config(config_json: dict[str, Any]) -> ConfigRope:
+    """The rotary embeddings of a config.json, which may be by layer type.
+
+    Raises ValueError as `rope_from_config`, and for layers with a window that have a scaling of
+    their own.
+    """
+    of_full_layers, of_windows = flat_configs(config_json)
+    theta, window, scaling = rope_from_config(of_full_layers)
+    if of_windows is None:
+        return ConfigRope(theta, window, scaling, None)
+    sliding_theta, _, sliding_scaling = rope_from_config(of_windows)
+    if sliding_scaling != scaling:
+        if sliding_scaling != Unscaled():
+            raise ValueError(
+                f"rope_parameters has {scaling_name(scaling)} for full_attention and "
+                f"{scaling_name(sliding_scaling)} for sliding_attention; the second must be the "
+                "same or default"
+            )
+        scaling = FullAttentionOnly(inner=scaling)
+    return ConfigRope(theta, window, scaling, None if sliding_theta == theta else sliding_theta)
 
 
 def rope_from_config(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:

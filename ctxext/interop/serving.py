@@ -33,7 +33,9 @@ def override_commands(settings: dict[str, Any], window: int) -> list[str]:
     """
     parameters = settings.get("rope_parameters") or {}
     has_list = any(isinstance(value, list) for value in parameters.values())
-    if not parameters or has_list or parameters.get("rope_type", "default") == "default":
+    by_layer_type = any(isinstance(value, dict) for value in parameters.values())
+    is_plain = parameters.get("rope_type", "default") == "default"
+    if not parameters or has_list or is_plain or by_layer_type:
         return []
     old = {key: value for key, value in parameters.items() if key != "rope_theta"}
     length = {"max_position_embeddings": settings["max_position_embeddings"]}

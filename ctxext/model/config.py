@@ -115,7 +115,12 @@ class LlamaConfig:
 
     def rope_base(self) -> RopeBase:
         """The un-scaled rotary embedding this model was pre-trained with."""
-        return RopeBase(self.head_dim, self.rope_theta, self.max_position_embeddings)
+        return RopeBase(
+            self.head_dim,
+            self.rope_theta,
+            self.max_position_embeddings,
+            sliding_theta=self.parts.sliding_rope_theta,
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -164,6 +169,8 @@ class LlamaConfig:
         if self.parts.alibi_exponent is not None:
             return "ALiBi"
         theta = f"theta {self.rope_theta:g}"
+        if self.parts.sliding_rope_theta is not None:
+            theta += f" ({self.parts.sliding_rope_theta:g} in layers with a window)"
         without = sum(not kind.rotates for kind in self.layer_kinds)
         if without == self.num_hidden_layers:
             return "no positions (NoPE)"
@@ -172,12 +179,23 @@ class LlamaConfig:
         return theta
 
     def check_scaling(self, scaling: RopeScaling) -> None:
-        """Raise ValueError for a scaling of rotary embeddings over a model that has none."""
+        """Raise ValueError for a scaling of rotary embeddings over a model that has none.
+
+        The same for a scaling of layers with full attention over a model that has none of those.
+        """
         if not self.layers.rotates and scaling not in (Unscaled(), Plain()):
             raise ValueError(
                 f"{scaling_name(scaling)} scales rotary embeddings, but {self.family} has "
                 f"{self.positions} in their place; choose an attention method, such as LMInfinite, "
                 "or none"
+            )
+        all_windowed = all(kind.window is not None for kind in self.layers.kinds)
+        window = self.max_position_embeddings
+        if all_windowed and scaling.rope(self.rope_base(), window).sliding is not None:
+            raise ValueError(
+                f"{scaling_name(scaling)} scales layers with full attention only, but every layer "
+                f"of this {self.family} has a window of {self.parts.sliding_window} tokens; give "
+                "the inner scaling alone"
             )
 
 

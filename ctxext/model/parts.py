@@ -32,6 +32,8 @@ class Parts:
     """Tokens that a windowed layer sees, the query among them; None: all of them."""
     windowed: tuple[bool, ...] = ()
     """The layers that have the sliding window; empty: all."""
+    sliding_rope_theta: float | None = None
+    """theta of layers with the sliding window (Gemma 3); None: the one of all layers."""
     rotary: tuple[bool, ...] = ()
     """The layers that rotate queries and keys; empty: all, or none with ALiBi."""
     alibi_exponent: float | None = None
@@ -50,6 +52,11 @@ class Parts:
             raise ValueError(f"parts.sliding_window must be at least 1, got {self.sliding_window}")
         if any(self.windowed) and self.sliding_window is None:
             raise ValueError("parts.windowed names layers, but parts.sliding_window is not given")
+        if self.sliding_rope_theta is not None and self.sliding_window is None:
+            raise ValueError(
+                "parts.sliding_rope_theta is of layers with a window, but parts.sliding_window is "
+                "not given"
+            )
         if self.alibi_exponent is not None and (not self.alibi_exponent > 0 or self.rotary):
             raise ValueError(
                 "parts.alibi_exponent must be positive, and layers with ALiBi do not rotate"

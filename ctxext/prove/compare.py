@@ -71,7 +71,13 @@ def compare(
         result |= _rope_differences(ours, text_lengths(first), output.ropes)
         tolerances |= {"inv_freq": FREQUENCY_TOLERANCE, "attention_factor": FREQUENCY_TOLERANCE}
     positions = first.positions[first.compared]
-    cos, sin = as_read.rotation(length).tables(jax.numpy.asarray(positions, jax.numpy.int32))
+    rotation = as_read.rotation(length)
+    indices = jax.numpy.asarray(positions, jax.numpy.int32)
+    cos, sin = rotation.tables(indices)
+    sliding = None
+    if rotation.sliding is not None:
+        of_windows = rotation.sliding.tables(indices)
+        sliding = Tables(of_windows[0][None], of_windows[1][None])
     if output.tables is not None:
         result["tables"] = _larger_errors(output.tables, (cos, sin)).tolist()
         tolerances["tables"] = TABLE_TOLERANCE
@@ -79,8 +85,7 @@ def compare(
         rotated = _queries_keys(
             ours.params,
             first.tokens[None, first.compared],
-            cos[None],
-            sin[None],
+            Tables(cos[None], sin[None], sliding=sliding),
             config=ours.config,
             mesh=ours.mesh,
         )
@@ -172,7 +177,7 @@ def _logits(lm: LM, reader_input: ReaderInput) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def _queries_keys(
-    params: Params, tokens: Any, cos: Any, sin: Any, *, config: LlamaConfig, mesh: Mesh
+    params: Params, tokens: Any, tables: Tables, *, config: LlamaConfig, mesh: Mesh
 ) -> list[Any]:
     """Rotated queries and keys [batch, tokens, heads, head_dim] of the first layer."""
     model = bind(config, mesh.reshard_embedding(params))
@@ -180,7 +185,6 @@ def _queries_keys(
     x = layer.input_layernorm(model.embed_tokens(tokens, "float32"))
     q, k, _ = layer.self_attn.queries_keys_values(x, None)
     rotated = config.layers.rotation(model.kinds[0])
-    tables = Tables(cos, sin)
     return [rotated(q, tables), rotated(k, tables)]
 
 

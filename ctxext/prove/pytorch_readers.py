@@ -45,6 +45,11 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
     takes_positions = config["model_type"] != "mpt"
     if not takes_positions:
         _check_mpt(config, inputs)
+    if "full_attention" in (config.get("rope_parameters") or {}):
+        raise NotRun(
+            f"it reads one rope_parameters for all layers of a {config['model_type']}, and the "
+            "model has one per type of layer"
+        )
 
     first = inputs[0]
     name = "transformers"

@@ -95,6 +95,10 @@ class RopeConfig:
 
 def rope_incompatibilities(config: dict[str, Any]) -> Iterator[KnownIncompatibility]:
     """What is known of readers of this config.json. Values are numbers where they must be."""
+    if "full_attention" in (config.get("rope_parameters") or {}):
+        effect = "knows rope_parameters by layer type in other families only: it stops"
+        yield KnownIncompatibility("transformers", effect, TESTED)
+        return
     rope = RopeConfig.of(config)
     yield from _of_the_form(config, rope)
     rules = {

@@ -18,10 +18,12 @@ from ctxext.methods.lm_infinite import First, LMInfinite
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
-from ctxext.rope import RopeBase, Unscaled
+from ctxext.rope import Rope, RopeBase
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "alibi_slopes.json").read_text())
-ROTATION = Unscaled().rope(RopeBase(8, 1e4, 64), 64).rotation()
+ROPE = Rope(RopeBase(8, 1e4, 64).inv_freq, 1.1, sliding=Rope(RopeBase(8, 77.0, 64).inv_freq, 0.9))
+"""Layers with a window rotate by other frequencies, with another factor."""
+ROTATION = ROPE.rotation()
 SLOPES = (0.5, 0.25, 0.125, 0.0625)
 WINDOWS = (LayerKind(), LayerKind(21), LayerKind(9, rotates=False))
 

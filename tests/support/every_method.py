@@ -34,8 +34,9 @@ CHOSEN = (
     m.HardClip(3, inner=m.Linear(2.0)),
     m.Resonance(inner=m.Linear(3.0)),
     m.LongRope2(4.0, 3),
+    m.FullAttentionOnly(inner=m.Linear(2.5)),
 )
-CHECKED_LESS_OFTEN = (m.HardClip, m.Resonance, m.NTKMixed, m.NoPE, m.LongRope2)
+CHECKED_LESS_OFTEN = (m.HardClip, m.Resonance, m.NTKMixed, m.NoPE, m.LongRope2, m.FullAttentionOnly)
 """Methods whose kind another one represents in tests that compile a model: CoPE is a wrapper, Yarn
 static frequencies, LongRope two lists of divisors."""
 

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-FULL = "full_attention"
-SLIDING = "sliding_attention"
+from ctxext.interop.layer_ropes import FULL, SLIDING
 
 
 def windows(

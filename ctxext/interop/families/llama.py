@@ -9,7 +9,7 @@ from ctxext.interop import validation
 from ctxext.interop.context_lengths import declared_length
 from ctxext.interop.families.base import Family
 from ctxext.interop.families.gguf_architecture import GGUFArchitecture
-from ctxext.interop.ropespec import rope_from_config
+from ctxext.interop.ropespec import layer_ropes_from_config
 from ctxext.model.config import LlamaConfig
 from ctxext.model.parts import LLAMA_PARTS, Parts
 from ctxext.rope import RopeScaling, target_length
@@ -83,11 +83,13 @@ def read_llama_like(
     for key, feature in UNSUPPORTED.items():
         if data.get(key):
             raise ValueError(f"{feature} ({key}) is not supported; use the original checkpoint")
-    rope_theta, original_window, scaling = rope_from_config(data)
+    rope_theta, original_window, scaling, sliding_theta = layer_ropes_from_config(data)
     target = target_length(scaling, original_window) or original_window
     if data.get("is_causal") is False:
         raise ValueError("bidirectional attention (is_causal false) is not supported")
     parts = parts_of(data, max(declared_length(data, target / original_window), target))
+    if sliding_theta is not None:
+        parts = dataclasses.replace(parts, sliding_rope_theta=sliding_theta)
     num_heads = data["num_attention_heads"]
     num_key_value_heads = data.get("num_key_value_heads")
     config = LlamaConfig(

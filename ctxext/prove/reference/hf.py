@@ -91,6 +91,8 @@ class HFReference(ReferenceReader):
         """
         old = self.config.get("rope_scaling")
         new = self.config.get("rope_parameters")
+        if new and "full_attention" in new:
+            return self._of_layer_type(new["full_attention"], seq_len)
         readings = []
         if old or not new or "rope_theta" in self.config:  # as transformers 4 reads it
             theta = self.config.get("rope_theta", 10000.0)
@@ -103,6 +105,16 @@ class HFReference(ReferenceReader):
             if not np.array_equal(other_f, f) or other_m != m:
                 raise ValueError("rope_scaling and rope_parameters give different frequencies")
         return f, m
+
+    def sliding_rope(self, seq_len: int) -> tuple[np.ndarray, float]:
+        new = self.config.get("rope_parameters")
+        if new and "sliding_attention" in new:
+            return self._of_layer_type(new["sliding_attention"], seq_len)
+        return self.rope(seq_len)
+
+    def _of_layer_type(self, entry: dict[str, Any], seq_len: int) -> tuple[np.ndarray, float]:
+        """As transformers 5 reads an entry of Gemma 3 and of Olmo 3."""
+        return frequencies(entry, entry["rope_theta"], self.head_dim, seq_len, self.config)
 
 
 def frequencies(

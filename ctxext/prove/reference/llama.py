@@ -96,6 +96,10 @@ class ReferenceReader(abc.ABC):
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
         """(inv_freq [head_dim / 2] in radians per token, factor m on cos and sin) at `seq_len`."""
 
+    def sliding_rope(self, seq_len: int) -> tuple[np.ndarray, float]:
+        """The same for layers with a sliding window, which may have another theta or scaling."""
+        return self.rope(seq_len)
+
     @property
     def has_rotary(self) -> bool:
         """Whether any layer rotates queries and keys."""
@@ -125,13 +129,16 @@ class ReferenceReader(abc.ABC):
 
         The positions [T] increase; each token attends to itself and those before it.
         """
-        turn = None
+        turns: dict[bool, np.ndarray] = {}
         if self.has_rotary:
-            turn = self._turn(positions, int(positions.max()) + 1)
+            seq_len = int(positions.max()) + 1
+            windowed = {self._window(layer) is not None for layer in range(self.num_hidden_layers)}
+            turns = {slides: self._turn(positions, seq_len, slides) for slides in windowed}
         x = self.weight("model.embed_tokens.weight")[tokens]
         for layer in range(self.num_hidden_layers):
             at = f"model.layers.{layer}"
             y = self._norm(x, f"{at}.input_layernorm")
+            turn = turns.get(self._window(layer) is not None)
             attended = x + self._attention(y, turn, positions, layer)
             if not self.decoder.one_norm:
                 before = x if self.decoder.parallel else attended
@@ -145,15 +152,20 @@ class ReferenceReader(abc.ABC):
         """The first layer's rotated queries and keys [T, heads, head_dim], with pairs as halves."""
         x = self.weight("model.embed_tokens.weight")[tokens]
         x = self._norm(x, "model.layers.0.input_layernorm")
-        turn = self._turn(positions, seq_len) if self._layer_rotates(0) else None
+        turn = None
+        if self._layer_rotates(0):
+            turn = self._turn(positions, seq_len, self._window(0) is not None)
         return self._rotated(x, turn, "model.layers.0.self_attn")
 
     def _layer_rotates(self, layer: int) -> bool:
         rotates = self.decoder.rotates
         return self.has_rotary and (rotates is None or rotates[layer])
 
-    def _turn(self, positions: np.ndarray, seq_len: int) -> np.ndarray:
-        f, m = self.rope(seq_len)
+    def _window(self, layer: int) -> int | None:
+        return None if self.decoder.windows is None else self.decoder.windows[layer]
+
+    def _turn(self, positions: np.ndarray, seq_len: int, slides: bool) -> np.ndarray:
+        f, m = self.sliding_rope(seq_len) if slides else self.rope(seq_len)
         return (m * np.exp(1j * np.outer(positions, f)))[:, None]
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
@@ -213,7 +225,7 @@ class ReferenceReader(abc.ABC):
         group = q.shape[1] // k.shape[1]
         out = np.empty_like(q)
         hidden = np.triu(np.ones((T, T), bool), 1)
-        window = None if self.decoder.windows is None else self.decoder.windows[layer]
+        window = self._window(layer)
         if window is not None:
             hidden |= ~np.triu(np.ones((T, T), bool), 1 - window)
         for head in range(q.shape[1]):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctxext.methods import label, method_name
-from ctxext.rope import RopeBase, RopeScaling, rope_at
+from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at
 
 TOKEN = 1.0
 """The least difference between wavelengths, in tokens, that makes angles new."""
@@ -48,7 +48,12 @@ class Spectrum:
 
 def spectrum(method: RopeScaling, base: RopeBase, seq_len: int) -> Spectrum:
     """The wavelengths of `method` over `base` at `seq_len` tokens."""
-    inv_freq = np.asarray(rope_at(method, base, seq_len).inv_freq, np.float64)
+    return spectrum_of(method, rope_at(method, base, seq_len), base)
+
+
+def spectrum_of(method: RopeScaling, rope: Rope, base: RopeBase) -> Spectrum:
+    """The wavelengths of `rope`, which is of some layers under `method` over `base`."""
+    inv_freq = np.asarray(rope.inv_freq, np.float64)
     never = np.full(inv_freq.shape, np.inf)
     return Spectrum(
         label([method]),
