@@ -185,17 +185,19 @@ model, zero-shot and trained, and every reader of a checkpoint knows it. Then:
 * *Another model, a factor of 8 or more, and training:* `long-rope2`. From the critical pair on its
   divisors exceed the factor, where those of YaRN stop at it, and plain RoPE up to L keeps short
   texts.
+* *A model with windows in some layers:* `full-attention-only` around the method that you have, as
+  Olmo 3 and Gemma 3 do it. A window never shows a distance that pre-training did not.
 * *Divisors of your own search:* `custom` for one list, `long-rope` for two, or `long-rope2` with
   `--slow-divisors`, which are searched from the critical pair on and filled in below.
 * *Long texts are too expensive to train on:* `nope`, which is DroPE: drop the rotation, then
   recalibrate at the old length, `--method nope --train.seq-len L`. It takes many more steps than
   the others; before them the model is lost.
 
-`cope`, `hard-clip` and `resonance` wrap another scaling, which `--inner` names; the fields of both
-are options: `--method cope --inner yarn --factor 8`. Length, factor and m are those of the wrapped
-scaling. Without `--inner` they wrap that of the checkpoint. A wrapper can wrap another one
-(`--method hard-clip --inner resonance --inner.inner yarn --factor 8`), and so can a class of your
-own (`FILE.py:Class`) that extends `RopeWrapper`.
+`cope`, `hard-clip`, `resonance` and `full-attention-only` wrap another scaling, which `--inner`
+names; the fields of both are options: `--method cope --inner yarn --factor 8`. Length, factor and m
+are those of the wrapped scaling. Without `--inner` they wrap that of the checkpoint. A wrapper can
+wrap another one (`--method hard-clip --inner resonance --inner.inner yarn --factor 8`), and so can
+a class of your own (`FILE.py:Class`) that extends `RopeWrapper`.
 """
 
 
@@ -287,6 +289,12 @@ transformers rounds its bias to bfloat16 and, in eager attention, adds it twice.
 proof leaves transformers out where it is not. Layers that differ in their windows or their rotation
 share one compiled program. The fused kernels of TPUs and GPUs leave layers that differ in their
 windows, and ALiBi, to the kernel `blocked`.
+
+In a Ministral, Qwen2 or Qwen3 with windows in some layers, `rope_parameters` may be by layer type
+(`full_attention`, `sliding_attention`), as Gemma 3 and Olmo 3 have them: each type with its theta,
+and the scaling in the layers with full attention only (`full-attention-only`) or in both. It is
+written so where the types differ; a proof then leaves transformers out, whose 5.23 reads one
+`rope_parameters` for all layers in these families.
 
 The columns are those of one published shape of each family. In GGUF a family is what llama.cpp's
 architecture computes, and a model that differs from it is refused by name. A sliding window must

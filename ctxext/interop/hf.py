@@ -1,5 +1,6 @@
 """Hugging Face directories: config.json and the files around it, read and written."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ def _check_family(config: LlamaConfig, written: LlamaConfig) -> None:
     """Raise ValueError if a file would say something else of the decoder than its shape."""
     for name in ("parts", "attention_bias", "mlp_bias", "hidden_act", "intermediate_size"):
         actual, expected = getattr(written, name), getattr(config, name)
+        if name == "parts":  # theta is also how some scalings are written
+            actual = dataclasses.replace(actual, sliding_rope_theta=expected.sliding_rope_theta)
         if actual != expected:
             raise ValueError(
                 f"config.json of model_type {config.family} cannot represent {name} {expected}; "

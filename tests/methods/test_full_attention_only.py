@@ -92,7 +92,7 @@ def test_a_written_config_json_rotates_each_layer_alike(scaling, theta):
     other = (config, m.FullAttentionOnly(inner=m.Yarn(8.0)))
     assert not same_rope(read, other, length)
     for refuses in (rope_json, rope_keys):
-        with pytest.raises(ValueError, match="GGUF|Meta's format"):
+        with pytest.raises(ValueError, match="GGUF|Meta's format|llama.cpp"):
             refuses(config, scaling, length)
 
 
@@ -117,7 +117,7 @@ def test_a_model_whose_layers_are_alike_is_written_as_before():
         (EXTENDED, {"layer_types": None}, "by types of layers, but there are no layer_types"),
         (
             {
-                kind: EXTENDED["full_attention"] | {"factor": i + 2.0}
+                kind: EXTENDED["full_attention"] | {"factor": 2.0 * (i + 1)}
                 for i, kind in enumerate(EXTENDED)
             },
             {},
