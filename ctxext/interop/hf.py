@@ -132,12 +132,15 @@ def config_json(
     family = family_of(config)
     config.check_scaling(scaling)
     rope = rope_to_config(scaling, config, seq_len)
+    of_family = family.write_config(config)
+    if "rope_theta" not in rope:  # it would be that of all layers
+        of_family.pop("rope_theta", None)
     if family.window_key is not None:
         rope = {family.window_key: rope["max_position_embeddings"]}
     written = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        **family.write_config(config),
+        **of_family,
         **rope,
         "use_cache": True,
         "dtype": dtype,

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,7 +43,7 @@ def as_read(name):
 
 def test_published_files_are_read_by_layer_type():
     """Olmo 3 scales its layers with full attention, Gemma 3 has two thetas."""
-    olmo = m.FullAttentionOnly(inner=m.Yarn(8.0))
+    olmo = m.FullAttentionOnly(inner=m.Yarn(8.0, attention_factor=1.2079441541679836))
     assert as_read("olmo3") == ConfigRope(5e5, 8192, olmo, None)
     assert as_read("gemma3") == ConfigRope(1e6, 131072, Unscaled(), 1e4)
 
@@ -163,9 +164,9 @@ def test_documents_choose_by_length_in_both_types():
     base = RopeBase(8, 1e4, 64)
     lists = (1.0, 1.0, 1.0, 1.0), (1.0, 2.0, 3.0, 4.0)
     rotation = rotation_by_length(m.FullAttentionOnly(inner=m.LongRope(4.0, *lists)), base)
-    chosen = rotation.of_lengths(np.array([[10, 100]]))
+    chosen = rotation.of_lengths(jnp.array([[10, 100]]))
     assert chosen.sliding is not None
-    positions = np.array([[7, 7]], np.int32)
+    positions = jnp.array([[7, 7]])
     (full, _), (sliding, _) = chosen.tables(positions), chosen.sliding.tables(positions)
     assert np.abs(full[0, 0] - full[0, 1]).max() > 0.1
     np.testing.assert_array_equal(sliding[0, 0], sliding[0, 1])

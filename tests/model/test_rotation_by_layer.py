@@ -36,7 +36,7 @@ def logits_by_definition(params, tokens, ropes):
     distance = index[:, None] - index[None, :]
 
     def norm(x, weight):
-        return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
+        return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight[None]
 
     def turned(x, inv_freq, factor):
         angles = index[:, None, None] * inv_freq[None, None, :]
