@@ -305,10 +305,10 @@ def same_rope(
     That is float32, and a very large divisor in place of a frequency of zero.
     """
     a, b = (rope_at(scaling, config.rope_base(), seq_len) for config, scaling in (one, other))
-    if not _rotate_alike(a, b):
+    has_window = {kind.window is not None for kind in one[0].layers.kinds}
+    if False in has_window and not _rotate_alike(a, b):
         return False
-    has_windows = any(kind.window is not None for kind in one[0].layers.kinds)
-    return not has_windows or _rotate_alike(a.of_sliding_layers, b.of_sliding_layers)
+    return True not in has_window or _rotate_alike(a.of_sliding_layers, b.of_sliding_layers)
 
 
 def _rotate_alike(a: Rope, b: Rope) -> bool:

@@ -165,6 +165,11 @@ class Rope:
     sliding: "Rope | None" = None
 
     @property
+    def of_full_layers(self) -> "Rope":
+        """The result for layers that see all tokens."""
+        return self if self.sliding is None else dataclasses.replace(self, sliding=None)
+
+    @property
     def of_sliding_layers(self) -> "Rope":
         """The result for layers with a sliding window, whether or not it is another one."""
         return self if self.sliding is None else self.sliding

@@ -32,10 +32,13 @@ class ChosenRotation(NamedTuple):
     @property
     def sliding(self) -> "ChosenRotation | None":
         """The same choice for layers with a sliding window; see `Rotation.sliding`."""
-        of_windows = [rotation.sliding for rotation in self.rotations]
-        if any(rotation is None for rotation in of_windows):
+        if all(rotation.sliding is None for rotation in self.rotations):
             return None
-        return ChosenRotation(self.choice, tuple(r for r in of_windows if r is not None))
+        of_windows = tuple(
+            rotation if rotation.sliding is None else rotation.sliding
+            for rotation in self.rotations
+        )
+        return ChosenRotation(self.choice, of_windows)
 
     def tables(
         self, positions: Int[Array, "b t"], part: Float[Array, "b t"] | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.methods import label
-from ctxext.model.config import SHAPES
+from ctxext.model.config import LlamaConfig
 from ctxext.model.context import DeclaredContext
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
 from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at, scaling_factor
@@ -16,18 +16,17 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at, scaling_factor
 
 @dataclasses.dataclass(frozen=True)
 class RopeView:
-    """The frequencies of methods over one base at `seq_len` tokens.
+    """The frequencies of methods over one model at `seq_len` tokens.
 
-    methods: the name of each, and its frequencies. target: the length, in tokens, at which pairs
-    may extrapolate. positions, context: `LlamaConfig.positions` and the declared context of the
-    checkpoint that they are for; "" and None without one.
+    methods: the name of each, and its frequencies. config: the model that they are for. target: the
+    length, in tokens, at which pairs may extrapolate. context: the declared context of the
+    checkpoint, None for a shape.
     """
 
     methods: tuple[tuple[str, RopeScaling], ...]
-    base: RopeBase
+    config: LlamaConfig
     seq_len: int
     target: int
-    positions: str = ""
     context: DeclaredContext | None = None
 
     @classmethod
@@ -35,15 +34,12 @@ class RopeView:
         cls,
         methods: Sequence[Any],
         *,
-        head_dim: int,
-        theta: float,
-        original: int,
+        config: LlamaConfig,
         seq_len: int | None,
-        positions: str = "",
         context: DeclaredContext | None = None,
         allow_shorter: bool = False,
     ) -> "RopeView":
-        """Without `seq_len` the target is the largest factor times `original`.
+        """Without `seq_len` the target is the largest factor times the window of `config`.
 
         With the `context` of a checkpoint, "none" is the checkpoint as it is, and a factor that
         gives less than it declares is refused unless `allow_shorter`. Raises ValueError for methods
@@ -59,6 +55,7 @@ class RopeView:
                 raise ValueError(f"{label([method])} depends on the length; give --seq-len")
         if seq_len is not None and seq_len < 1:
             raise ValueError(f"--seq-len must be at least 1, got {seq_len}")
+        original = config.max_position_embeddings
         named = [(label([method]), method) for method in methods]
         targets = [round(original * (scaling_factor(method) or 1.0)) for method in methods]
         if context is not None:
@@ -66,16 +63,22 @@ class RopeView:
                 for method in methods:
                     context.check(method)
             named = [(name, context.resolve(method)) for name, method in named]
+            for _, scaling in named:
+                config.check_scaling(scaling)
             if any(scaling == context.scaling for _, scaling in named):
                 targets.append(context.declared)
         return cls(
             methods=tuple(named),
-            base=RopeBase(head_dim, theta, original),
+            config=config,
             seq_len=seq_len or original,
             target=seq_len or max(targets),
-            positions=positions,
             context=context,
         )
+
+    @cached_property
+    def base(self) -> RopeBase:
+        """The rotary embedding of pre-training."""
+        return self.config.rope_base()
 
     def json(self) -> str:
         """An object for one method, a list of them for several."""
@@ -85,9 +88,7 @@ class RopeView:
                 "inv_freq": rope.inv_freq.tolist(),
                 "attention_factor": rope.attention_factor,
                 "leading_positions": rope.leading[0] if rope.leading else 0,
-                "sliding_inv_freq": None
-                if rope.sliding is None
-                else rope.sliding.inv_freq.tolist(),
+                "sliding": _sliding_json(rope),
                 "hf_config": self._hf_config(method),
             }
             for (name, method), rope in self._ropes()
@@ -98,8 +99,7 @@ class RopeView:
         """For each method a summary, then a line per pair of dimensions."""
         base = self.base
         window = base.original_max_position_embeddings
-        positions = self.positions or f"theta {base.theta:g}"
-        header = f"head_dim {base.head_dim}, {positions}, window {window:,}, "
+        header = f"head_dim {base.head_dim}, {self.config.positions}, window {window:,}, "
         header += f"target {self.target:,} tokens"
         if self.target == window:
             header += " (--seq-len gives another target)"
@@ -182,16 +182,20 @@ class RopeView:
         """The HF keys, or the reason why there are none."""
         from ctxext.interop import ropespec
 
-        config = dataclasses.replace(
-            SHAPES["llama2-7b"],
-            head_dim=self.base.head_dim,
-            rope_theta=self.base.theta,
-            max_position_embeddings=self.base.original_max_position_embeddings,
-        )
         try:
             seq_len = self.seq_len
             if self.context is not None and seq_len == self.base.original_max_position_embeddings:
                 seq_len = self.context.export_length(method, seq_len)
-            return ropespec.rope_to_config(method, config, seq_len)
+            return ropespec.rope_to_config(method, self.config, seq_len)
         except ValueError as error:
             return f"not representable: {error}"
+
+
+def _sliding_json(rope: Rope) -> dict[str, Any] | None:
+    """The frequencies of layers with a window, where they have others."""
+    if rope.sliding is None:
+        return None
+    return {
+        "inv_freq": rope.sliding.inv_freq.tolist(),
+        "attention_factor": rope.sliding.attention_factor,
+    }

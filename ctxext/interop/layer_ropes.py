@@ -37,9 +37,11 @@ def flat_configs(config_json: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
             "config.json"
         )
     in_use = [name for name in (FULL, SLIDING) if name in layer_types]
-    missing = [name for name in in_use if name not in parameters]
+    missing = [name for name in in_use if not isinstance(parameters.get(name), dict)]
     if missing:
-        raise ValueError(f"rope_parameters lacks {', '.join(missing)}, which layer_types has")
+        raise ValueError(
+            f"rope_parameters lacks an entry for {', '.join(missing)}, which layer_types has"
+        )
     flat = [config_json | {"rope_parameters": parameters[name]} for name in in_use]
     if not flat:  # other types of layers, which the family refuses by name
         flat = [{k: v for k, v in config_json.items() if k != "rope_parameters"}]

@@ -132,7 +132,8 @@ def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSp
     if isinstance(scaling, FullAttentionOnly):
         in_full_layers = scaling.inner
     spec = _spec_of_layers(in_full_layers, of_full_layers, seq_len)
-    if True not in has_window or rope_at(scaling, base, spec.length).sliding is None:
+    rope = rope_at(scaling, base, spec.length)
+    if True not in has_window or rope.of_sliding_layers.equals(rope.of_full_layers):
         return spec
     return dataclasses.replace(spec, sliding=_spec_of_sliding_layers(scaling, base, spec.length))
 

@@ -13,6 +13,7 @@ from ctxext.interop.weight_files import TRAINABLE_PARAMS
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.known_incompatibilities import has_rules_replaced
 from ctxext.prove.reader_output import NotRun, ReaderInput, ReaderOutput, text_lengths
+from ctxext.prove.rope_readers import is_by_layer_type
 from ctxext.prove.token_texts import CONVERSATION, texts_for
 
 
@@ -45,10 +46,10 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
     takes_positions = config["model_type"] != "mpt"
     if not takes_positions:
         _check_mpt(config, inputs)
-    if "full_attention" in (config.get("rope_parameters") or {}):
+    if is_by_layer_type(config):
         raise NotRun(
-            f"it reads one rope_parameters for all layers of a {config['model_type']}, and the "
-            "model has one per type of layer"
+            f"it does not read rope_parameters by layer type in a {config['model_type']}; in other "
+            "families it does"
         )
 
     first = inputs[0]

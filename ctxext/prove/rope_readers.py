@@ -95,9 +95,11 @@ class RopeConfig:
 
 def rope_incompatibilities(config: dict[str, Any]) -> Iterator[KnownIncompatibility]:
     """What is known of readers of this config.json. Values are numbers where they must be."""
-    if "full_attention" in (config.get("rope_parameters") or {}):
+    if is_by_layer_type(config):
         effect = "knows rope_parameters by layer type in other families only: it stops"
-        yield KnownIncompatibility("transformers", effect, TESTED)
+        yield KnownIncompatibility("transformers 5", effect, TESTED)
+        effect = "does not know rope_parameters: it takes theta to be 10000, without a scaling"
+        yield KnownIncompatibility("transformers 4", effect, TESTED)
         return
     rope = RopeConfig.of(config)
     yield from _of_the_form(config, rope)
@@ -111,6 +113,13 @@ def rope_incompatibilities(config: dict[str, Any]) -> Iterator[KnownIncompatibil
     }
     if rope.rope_type in rules:
         yield from rules[rope.rope_type](rope)
+
+
+def is_by_layer_type(config: dict[str, Any]) -> bool:
+    """Whether each type of layers has its rope_parameters."""
+    return not {"full_attention", "sliding_attention"}.isdisjoint(
+        config.get("rope_parameters") or {}
+    )
 
 
 def _of_the_form(config: dict[str, Any], rope: RopeConfig) -> Iterator[KnownIncompatibility]:

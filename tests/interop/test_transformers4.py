@@ -32,6 +32,7 @@ from ctxext.prove import prove  # noqa: E402
 from ctxext.prove.artifact import Artifact  # noqa: E402
 from ctxext.prove.pytorch_readers import read as read_torch  # noqa: E402
 from ctxext.prove.reader_output import ReaderInput  # noqa: E402
+from ctxext.prove.rope_readers import rope_incompatibilities  # noqa: E402
 from ctxext.rope import Plain, RopeScaling, Unscaled  # noqa: E402
 from support.every_method import DIVISORS, ONES  # noqa: E402
 from support.llamas import FACTOR, LENGTH, TINY, WINDOW, random_params, tokenizer  # noqa: E402
@@ -204,3 +205,18 @@ def test_it_does_not_know_the_keys_of_transformers_5(tmp_path: Path) -> None:
     assert not proof["equal"]
     effects = {known["reader"]: known["effect"] for known in proof["known_incompatibilities"]}
     assert "without the scaling" in effects["transformers 4"]
+
+
+def test_it_does_not_know_rope_parameters_by_layer_type() -> None:
+    """A known incompatibility: it takes theta to be 10000, without a scaling."""
+    entry = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    by_type = {"full_attention": entry, "sliding_attention": entry}
+    config = transformers.Qwen2Config(rope_parameters=by_type)
+    assert config.rope_theta == 10000.0
+    assert config.rope_scaling is None
+    (effect,) = [
+        known.effect
+        for known in rope_incompatibilities(config.to_dict())
+        if known.reader == "transformers 4"
+    ]
+    assert effect == "does not know rope_parameters: it takes theta to be 10000, without a scaling"

@@ -1,5 +1,6 @@
 """Frequencies per layer type: golden spectra, config.json, and what cannot have them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 
 from ctxext import methods as m
+from ctxext.cli.main import main
+from ctxext.cli.rope_view import RopeView
 from ctxext.export import same_rope
 from ctxext.interop import hf
 from ctxext.interop.gguf_metadata import rope_keys
 from ctxext.interop.meta_rope import rope_json
 from ctxext.interop.ropespec import ConfigRope, layer_ropes_from_config, rope_spec
 from ctxext.model.parts import Parts
+from ctxext.prove.rope_readers import rope_incompatibilities
 from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled, rope_at
 from ctxext.rope_by_length import rotation_by_length
 from support import families, tiny
@@ -101,6 +105,8 @@ def test_a_model_whose_layers_are_alike_is_written_as_before():
     scaling = m.FullAttentionOnly(inner=m.Yarn(4.0))
     config = tiny.config()
     assert rope_spec(scaling, config, 128) == rope_spec(scaling.inner, config, 128)
+    windows = tiny.config(parts=Parts(sliding_window=4, windowed=(True, False)))
+    assert rope_spec(m.FullAttentionOnly(), windows, 64) == rope_spec(Unscaled(), windows, 64)
     same = alternating({kind: dict(EXTENDED["full_attention"]) for kind in EXTENDED})
     flat = alternating(EXTENDED["full_attention"])
     assert hf.parse_config(same) == hf.parse_config(flat)
@@ -114,7 +120,8 @@ def test_a_model_whose_layers_are_alike_is_written_as_before():
     ("rope_parameters", "changes", "message"),
     [
         (EXTENDED | {"chunked_attention": {}}, {}, "chunked_attention next to the types of layers"),
-        ({"full_attention": {}}, {}, "lacks sliding_attention, which layer_types has"),
+        ({"full_attention": {}}, {}, "lacks an entry for sliding_attention, which layer_types"),
+        (EXTENDED | {"sliding_attention": None}, {}, "lacks an entry for sliding_attention"),
         (EXTENDED, {"layer_types": None}, "by types of layers, but there are no layer_types"),
         (
             {
@@ -158,6 +165,60 @@ def test_a_class_of_ones_own_gives_each_type_its_frequencies():
     with pytest.raises(ValueError, match="which cannot be exported"):
         rope_spec(TwoTypes(), config, 64)
     assert not rope.equals(rope_at(Unscaled(), base, 64))
+    shown = json.loads(RopeView.of([TwoTypes()], config=config, seq_len=None).json())
+    slower = config.rope_base().inv_freq / 3
+    assert shown["sliding"] == {"inv_freq": slower.tolist(), "attention_factor": 1.2}
+    assert "cannot be exported" in shown["hf_config"]
+
+
+def test_a_command_shows_the_keys_of_the_checkpoint_it_is_for(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(alternating(EXTENDED)))
+    method = ["full-attention-only", "--inner", "yarn", "--factor", "16"]
+    assert main(["rope", *method, "--init", str(tmp_path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["hf_config"]["rope_parameters"]
+    assert shown["sliding_attention"] == EXTENDED["sliding_attention"]
+    assert (shown["full_attention"]["rope_type"], shown["full_attention"]["factor"]) == ("yarn", 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromTheWindowOn(RopeScaling):
+    """Layers of both types rotate alike up to the window only."""
+
+    depends_on_length = True
+
+    def switch_lengths(self, base):
+        return (base.original_max_position_embeddings,)
+
+    def rope(self, base, seq_len):
+        sliding = Rope(base.inv_freq / 3) if seq_len > 64 else None
+        return Rope(base.inv_freq, sliding=sliding)
+
+
+def test_types_may_differ_at_some_lengths_only():
+    base = RopeBase(8, 1e4, 64)
+    chosen = rotation_by_length(FromTheWindowOn(), base).of_lengths(jnp.array([[10, 100]]))
+    assert chosen.sliding is not None
+    (cos, _) = chosen.sliding.tables(jnp.array([[7, 7]]))
+    expected = [np.cos(7 * base.inv_freq), np.cos(7 * base.inv_freq / 3)]
+    np.testing.assert_allclose(cos[0], expected, atol=1e-6)
+
+
+@pytest.mark.check
+@pytest.mark.usefixtures("readers")
+@pytest.mark.parametrize("family", ["Ministral", "Qwen2", "Qwen3"])
+def test_transformers_stops_at_entries_by_layer_type(family):
+    """As the known incompatibility says; Gemma 3 and Olmo 3 are the families that have them."""
+    import transformers
+
+    shape = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    size = {"num_hidden_layers": 2, "intermediate_size": 16, "vocab_size": 16}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+    made = getattr(transformers, f"{family}Config")
+    config = made(**shape, **size, **layers, rope_parameters=EXTENDED)
+    known = {one.reader: one for one in rope_incompatibilities(config.to_dict())}
+    assert "it stops" in known["transformers 5"].effect
+    with pytest.raises(KeyError, match="rope_type"):
+        transformers.AutoModelForCausalLM.from_config(config)
 
 
 def test_documents_choose_by_length_in_both_types():

@@ -14,17 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxext.cli import numbers, options
+from ctxext.cli import base_options, numbers, options
 
 if TYPE_CHECKING:
     from ctxext.audit import Subject
-
-# The attention of Llama 2 7B.
-HEAD_DIM = 128
-THETA = 10000.0
-ORIGINAL = 4096
-LAYERS = 32
-HEADS = 32
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,30 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="A method by its name or as FILE.py:Class, as with --method; or an experiment.",
     )
     options.add_method(parser)
-    parser.add_argument(
-        "--init",
-        metavar="DIR",
-        help="The checkpoint that the methods are for: its head dimension, theta, window, layers, "
-        "and its own frequencies under the name none.",
-    )
-    parser.add_argument(
-        "--head-dim",
-        type=numbers.count,
-        metavar="H",
-        help=f"The head dimension; default: {HEAD_DIM}.",
-    )
-    parser.add_argument(
-        "--theta", type=numbers.number, help=f"The base of the frequencies; default: {THETA}."
-    )
-    parser.add_argument(
-        "--original",
-        type=numbers.count,
-        metavar="L",
-        help=f"The window of pre-training, in tokens; default: {ORIGINAL}.",
-    )
-    parser.add_argument(
-        "--layers", type=numbers.count, metavar="N", help=f"How many layers; default: {LAYERS}."
-    )
+    base_options.add_base(parser, layers=True)
     parser.add_argument(
         "--seq-len",
         type=numbers.count,
@@ -107,7 +77,7 @@ def _of_experiment(args: argparse.Namespace, rest: list[str]) -> "tuple[Subject,
             f"{' '.join(args.names)}: give one experiment, and methods that replace its own with "
             "--method"
         )
-    _refuse_shape(args, f"{args.names[0]} is an experiment, which has a model")
+    base_options.refuse_shape(args, f"{args.names[0]} is an experiment, which has a model")
     (args.experiment,) = args.names
     experiment = options.read_experiment(args, rest)
     config, carried = loading.base_config(experiment)
@@ -129,38 +99,24 @@ def _of_experiment(args: argparse.Namespace, rest: list[str]) -> "tuple[Subject,
 def _of_methods(args: argparse.Namespace, rest: list[str]) -> "tuple[Subject, str]":
     """Methods over the checkpoint of --init, or over a shape."""
     from ctxext import loading
-    from ctxext.attention.layers import LayerKind
     from ctxext.audit import Subject
     from ctxext.cli.method_options import make_methods
-    from ctxext.rope import RopeBase, target_length
+    from ctxext.rope import target_length
 
     names = [*args.names, *args.method]
     if not names:
         raise ValueError("name a method or an experiment, as in: ctxext audit yarn --factor 4")
     attention, scaling = _by_seam(make_methods(names, rest))
-    if args.init is None:
-        theta = THETA if args.theta is None else args.theta
-        base = RopeBase(args.head_dim or HEAD_DIM, theta, args.original or ORIGINAL)
-        layers = (LayerKind(),) * (args.layers or LAYERS)
-        heads = (HEADS, HEADS)
-        positions = f"theta {theta:g}"
-    else:
-        _refuse_shape(args, "--init names a checkpoint")
-        config, _ = loading.read_config(args.init)
+    config = base_options.read_base(args)
+    if args.init is not None:
         config.check_scaling(scaling)
         scaling = loading.read_context(args.init).resolve(scaling)
-        base = config.rope_base()
-        layers = config.layer_kinds
-        heads = (config.num_attention_heads, config.num_key_value_heads)
-        positions = config.positions
+    base = config.rope_base()
     window = base.original_max_position_embeddings
     seq_len = args.seq_len or target_length(scaling, window) or 2 * window
-    return Subject(attention, scaling, base, seq_len, layers, heads), positions
-
-
-def _refuse_shape(args: argparse.Namespace, reason: str) -> None:
-    if not (args.head_dim is args.theta is args.original is args.layers is None):
-        raise ValueError(f"{reason}; leave out --head-dim, --theta, --original and --layers")
+    heads = (config.num_attention_heads, config.num_key_value_heads)
+    subject = Subject(attention, scaling, base, seq_len, config.layer_kinds, heads)
+    return subject, config.positions
 
 
 def _by_seam(methods: Sequence[Any]) -> tuple[Any, Any]:

@@ -9,20 +9,13 @@ Methods come first, then their fields; each field goes to every method that has 
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ctxext.cli import numbers, options
+from ctxext.cli import base_options, numbers, options
 
 if TYPE_CHECKING:
-    from ctxext.cli.rope_view import RopeView
-
-
-# The rotary embedding of Llama 2.
-HEAD_DIM = 128
-THETA = 10000.0
-ORIGINAL = 4096
+    from ctxext.model.config import LlamaConfig
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,28 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="A method by its name or as FILE.py:Class; the same as --method.",
     )
     options.add_method(parser)
-    parser.add_argument(
-        "--init",
-        metavar="DIR",
-        help="The checkpoint that the methods are for: its head dimension, theta and window, and "
-        "its own frequencies under the name none.",
-    )
+    base_options.add_base(parser)
     options.add_allow_shorter(parser)
-    parser.add_argument(
-        "--head-dim",
-        type=numbers.count,
-        metavar="H",
-        help=f"The head dimension; default: {HEAD_DIM}.",
-    )
-    parser.add_argument(
-        "--theta", type=numbers.number, help=f"The base of the frequencies; default: {THETA}."
-    )
-    parser.add_argument(
-        "--original",
-        type=numbers.count,
-        metavar="L",
-        help=f"The window of pre-training, in tokens; default: {ORIGINAL}.",
-    )
     parser.add_argument(
         "--seq-len",
         type=numbers.count,
@@ -71,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import loading
     from ctxext.cli.method_options import make_methods
     from ctxext.cli.rope_view import RopeView
 
@@ -78,42 +52,26 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     if not names:
         raise ValueError("name a method, as in: ctxext rope yarn --factor 4")
     methods = make_methods(names, rest)
-    if args.init is None:
-        view = RopeView.of(
-            methods,
-            head_dim=HEAD_DIM if args.head_dim is None else args.head_dim,
-            theta=THETA if args.theta is None else args.theta,
-            original=ORIGINAL if args.original is None else args.original,
-            seq_len=args.seq_len,
-        )
-    else:
-        view = _view_of_checkpoint(args, methods)
+    config = base_options.read_base(args)
+    context = None
+    if args.init is not None:
+        _check_rotates(args.init, config)
+        context = loading.read_context(args.init)
+    view = RopeView.of(
+        methods,
+        config=config,
+        seq_len=args.seq_len,
+        context=context,
+        allow_shorter=args.allow_shorter,
+    )
     page = view.plot(args.plot) if args.plot else None
     print(view.json() if args.json else view.text(), flush=True)
     if page:
         print(f"\nplot: {page}", file=sys.stderr if args.json else sys.stdout)
 
 
-def _view_of_checkpoint(args: argparse.Namespace, methods: Sequence[Any]) -> "RopeView":
-    """The methods over the checkpoint of --init, which has its own shape and frequencies."""
-    from ctxext import loading
-    from ctxext.cli.rope_view import RopeView
-
-    if not (args.head_dim is args.theta is args.original is None):
-        raise ValueError("--init names a checkpoint; leave out --head-dim, --theta and --original")
-    config, _ = loading.read_config(args.init)
+def _check_rotates(source: str, config: "LlamaConfig") -> None:
     if not config.layers.rotates:
         raise ValueError(
-            f"{args.init} has no rotary embedding: model_type {config.family} has "
-            f"{config.positions}"
+            f"{source} has no rotary embedding: model_type {config.family} has {config.positions}"
         )
-    return RopeView.of(
-        methods,
-        head_dim=config.head_dim,
-        theta=config.rope_theta,
-        original=config.max_position_embeddings,
-        seq_len=args.seq_len,
-        positions=config.positions,
-        context=loading.read_context(args.init),
-        allow_shorter=args.allow_shorter,
-    )

@@ -91,8 +91,9 @@ class HFReference(ReferenceReader):
         """
         old = self.config.get("rope_scaling")
         new = self.config.get("rope_parameters")
-        if new and "full_attention" in new:
-            return self._of_layer_type(new["full_attention"], seq_len)
+        for layer_type in ("full_attention", "sliding_attention"):
+            if new and layer_type in new:
+                return self._of_layer_type(new[layer_type], seq_len)
         readings = []
         if old or not new or "rope_theta" in self.config:  # as transformers 4 reads it
             theta = self.config.get("rope_theta", 10000.0)
@@ -114,7 +115,8 @@ class HFReference(ReferenceReader):
 
     def _of_layer_type(self, entry: dict[str, Any], seq_len: int) -> tuple[np.ndarray, float]:
         """As transformers 5 reads an entry of Gemma 3 and of Olmo 3."""
-        return frequencies(entry, entry["rope_theta"], self.head_dim, seq_len, self.config)
+        theta = entry.get("rope_theta", self.config.get("rope_theta"))
+        return frequencies(entry, theta, self.head_dim, seq_len, self.config)
 
 
 def frequencies(
