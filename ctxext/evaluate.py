@@ -140,6 +140,7 @@ def evaluate_parts(
         records = [of_model[item] for item in part.evaluation.items() if item in of_model]
         _check_same_text(part.evaluation, records, sink)
         if missing_in(part):
+            part.evaluation.check_attention(part.lm.attention)
             part.evaluation.check(part.lm.tokenizer)
     with contextlib.ExitStack() as stack:
         for model in models:
@@ -402,6 +403,8 @@ def works_of(
     for evaluation in asked.evals:
         items = shard.select(evaluation.items())
         missing = tuple(item for item in items if item not in known)
+        if missing:
+            evaluation.check_attention(asked.lm.attention)
         if (evaluation, missing) not in counted:
             if missing:
                 evaluation.check(asked.lm.tokenizer)  # reads the text, which happens only once

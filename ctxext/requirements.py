@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctxext import loading
+from ctxext.attention import Attention
+from ctxext.attention.ring import check_length
 from ctxext.data import text_on_disk
 from ctxext.data.documents import Field, Found, check_beginnings, check_texts, find_files
 from ctxext.data.sources import Split, TextOnDisk, TextSource
@@ -151,8 +153,9 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
     """Raise ValueError for a factor that gives less context than the base checkpoint declares.
 
     Also for a choice by a measure that is not evaluated during training, for frequencies that
-    cannot follow each document, and for a loss that cannot train this base. With `training_only`,
-    only what is trained is checked. Reads no weights.
+    cannot follow each document, for a loss that cannot train this base, for rows that cannot be cut
+    over devices, and for evaluations that this attention cannot answer. With `training_only`, only
+    what is trained is checked. Reads no weights.
     """
     methods: list[Any] = [] if experiment.rope is None else [experiment.rope]
     if not training_only:
@@ -162,8 +165,10 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
         config, base_scaling = loading.base_config(experiment)
         for scaling in scalings:
             config.check_scaling(meant_scaling(scaling, base_scaling))
+    _check_attention(experiment, training_only=training_only)
     if experiment.train.steps:
         _check_loss(experiment)
+        _check_rows(experiment)
     if experiment.train.steps and experiment.train.rope_length == "document":
         config, base_scaling = loading.base_config(experiment)
         for scaling in (experiment.rope, *(() if training_only else experiment.baselines)):
@@ -175,6 +180,34 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
             context.check(scaling)
     if experiment.train.eval_every:
         evaluation_set.check(experiment, loading.base_context(experiment))
+
+
+def _check_attention(experiment: Experiment, *, training_only: bool) -> None:
+    """Raise ValueError for evaluations that a method of the experiment cannot answer."""
+    trained = experiment.attention
+    evaluated = [trained, *(m for m in experiment.zero_shot if isinstance(m, Attention))]
+    for attention in [] if training_only else evaluated:
+        for evaluation in experiment.evals:
+            evaluation.check_attention(attention)
+    if experiment.train.steps and experiment.train.eval_every:
+        seq_lens = evaluation_set.lengths(experiment, loading.base_context(experiment))
+        for evaluation in evaluation_set.retrieval_evals(experiment, seq_lens):
+            try:
+                evaluation.check_attention(trained)
+            except ValueError as error:
+                raise ValueError(f"train.eval_set: {error}") from error
+
+
+def _check_rows(experiment: Experiment) -> None:
+    """Raise ValueError for rows, or short texts of the loss, that mesh.seq cannot cut."""
+    devices = experiment.mesh.seq
+    if devices < 2:  # of -1, the remaining devices, the number is known when the run starts
+        return
+    check_length(experiment.train.seq_len, devices, what="rows (train.seq_len)")
+    config, _ = loading.base_config(experiment)
+    lengths = experiment.lengths(config.max_position_embeddings)
+    for seq_len in experiment.loss.short_passes(lengths):
+        check_length(seq_len, devices, what=f"short texts of {method_name(experiment.loss)}")
 
 
 def _check_loss(experiment: Experiment) -> None:

@@ -10,7 +10,9 @@ from ctxext import pipeline, requirements
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.data import Files, Mix, Stdlib, Upsampled
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import load_experiment
+from ctxext.methods import S2AttnAsReleased
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.tiny_train import tiny_experiment
 
@@ -170,3 +172,37 @@ def test_the_context_is_checked_before_all_text_is_read(start, tmp_path, monkeyp
     monkeypatch.setattr(requirements, "check_context", refuse)
     with pytest.raises(ValueError, match="less than declared"):
         start(tiny_experiment(tmp_path), run_dir=tmp_path / "run")
+
+
+LEAKING = S2AttnAsReleased(64, 16)
+PASSKEY = Retrieval((128,), n=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "training_only", "message"),
+    [
+        ({"attention": LEAKING, "evals": (PASSKEY,)}, {}, False, "passkey: S2AttnAsReleased shows"),
+        ({"zero_shot": (LEAKING,), "evals": (PASSKEY,)}, {}, False, "or leave this one out"),
+        ({"attention": LEAKING}, {"eval_every": 3}, True, "train.eval_set: passkey: S2AttnAs"),
+    ],
+)
+def test_attention_that_sees_later_tokens_is_not_asked_to_write(
+    changes, train, training_only, message
+):
+    """Refused before the training, not when the trained model is first asked."""
+    experiment = dataclasses.replace(tiny_experiment(Stdlib("train"), **train), **changes)
+    with pytest.raises(ValueError, match=message):
+        requirements.check_context(experiment, training_only=training_only)
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "training_only"),
+    [
+        ({"evals": (Perplexity((256,)),)}, {"eval_every": 3, "eval_set": ("loss",)}, False),
+        ({"evals": (PASSKEY,)}, {}, True),
+    ],
+)
+def test_what_reads_only_may_follow_such_a_training(changes, train, training_only):
+    experiment = tiny_experiment(Stdlib("train"), **train)
+    experiment = dataclasses.replace(experiment, attention=LEAKING, **changes)
+    requirements.check_context(experiment, training_only=training_only)

@@ -68,6 +68,15 @@ def pieces_of_any_length(attention: Attention) -> tuple[Piece, ...]:
     return pieces
 
 
+def check_generation(attention: Attention) -> None:
+    """Raise ValueError for attention that shows tokens which are not written yet."""
+    if not all(piece.mask.causal for piece in pieces_of_any_length(attention)):
+        raise ValueError(
+            f"{type(attention).__name__} shows tokens that come later, and so cannot write any; "
+            "generate with causal attention"
+        )
+
+
 def _fixed(pieces: tuple[Piece, ...]) -> list[tuple[Any, ...]]:
     """The parts of pieces that kernels are built from."""
     return [

@@ -52,6 +52,31 @@ def block_size(chunk: int, largest: int) -> int:
     return size
 
 
+def length_multiple(seq_len: int, num_devices: int) -> int:
+    """A number whose multiples from `seq_len` on, in tokens, can be cut over devices."""
+    if num_devices == 1:
+        return 1
+    chunks = 2 * num_devices
+    return chunks if seq_len <= chunks * SMALLEST else chunks * SMALLEST
+
+
+def check_length(seq_len: int, num_devices: int, *, what: str) -> None:
+    """Raise ValueError, calling them `what`, unless texts of this length can be cut over devices.
+
+    The last word has a platform, whose blocks may be smaller than the largest of all.
+    """
+    if seq_len % (2 * num_devices):
+        raise ValueError(
+            f"{what} of {seq_len:,} tokens cannot be cut into two equal chunks for each of "
+            f"mesh.seq {num_devices} devices; make the length a multiple of {2 * num_devices}, or "
+            "choose another mesh.seq"
+        )
+    try:
+        block_size(seq_len // (2 * num_devices), tiles.LARGEST_BLOCK)
+    except ValueError as error:
+        raise ValueError(f"{what} of {seq_len:,} tokens: {error}") from error
+
+
 def ring(
     queries: Sequence[Float[Array, "b t n h"]],
     keys: Sequence[Float[Array, "b t k h"]],
@@ -71,11 +96,7 @@ def ring(
     """
     T = values.shape[1]
     S = sharding.mesh.shape[sharding.spec[1]]
-    if T % (2 * S):
-        raise ValueError(
-            f"{T} tokens cannot be cut into two equal chunks for each of mesh.seq {S} devices; "
-            f"make the length a multiple of {2 * S}"
-        )
+    check_length(T, S, what="sequences")
     first = first_tokens(masks, zigzag(T, S)[None], segment_ids)
     tokens = _Tokens(segment_ids, first)
     slopes = None

@@ -131,6 +131,10 @@ Work = Sequence[tuple[Tile, Pairs]]
 """All block pairs to visit: of each piece first the fully visible ones, then the partly visible."""
 
 
+LARGEST_BLOCK = 1024
+"""The most tokens per block on any platform."""
+
+
 def largest_block(platform: str, rows_times_heads: int) -> int:
     """The most tokens per block on a platform, for so many rows x query heads per device.
 
@@ -140,7 +144,9 @@ def largest_block(platform: str, rows_times_heads: int) -> int:
     """
     if platform not in GPU:
         return 512
-    return next((size for size in (1024, 512, 256) if rows_times_heads * size**2 <= 2**26), 128)
+    return next(
+        (size for size in (LARGEST_BLOCK, 512, 256) if rows_times_heads * size**2 <= 2**26), 128
+    )
 
 
 def visible_pairs(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctxext.data.corpus import Row, Rows
+from ctxext.data.corpus import Row, Rows, TooLittleText
 from ctxext.positions import Positions, check_placement
 
 
@@ -23,14 +23,31 @@ class Batch(NamedTuple):
 
 
 class _Text:
-    """The text of one row, read when it is asked for."""
+    """The text that one row of `seq_len` tokens is taken from, read when it is asked for."""
 
-    def __init__(self, rows: Rows, rng: np.random.Generator, tokens: int) -> None:
-        self._read = functools.partial(rows.row, rng, tokens)
+    def __init__(
+        self, rows: Rows, rng: np.random.Generator, positions: Positions, seq_len: int
+    ) -> None:
+        self._rows = rows
+        self._rng = rng
+        self._positions = positions
+        self._seq_len = seq_len
 
     @functools.cached_property
     def row(self) -> Row:
-        return self._read()
+        needed = self._positions.text_tokens(self._seq_len)
+        try:
+            return self._rows.row(self._rng, needed)
+        except TooLittleText as error:
+            if needed == self._seq_len:
+                raise
+            reaches = hasattr(self._positions, "max_position_embeddings")
+            shorter = " or lower positions.max_position_embeddings" if reaches else ""
+            raise ValueError(
+                f"{type(self._positions).__name__} takes a row of {self._seq_len:,} tokens from a "
+                f"text of {needed:,}, but the data has {error.tokens:,} tokens in all: give more "
+                f"text{shorter}"
+            ) from error
 
 
 def make_batch(
@@ -58,7 +75,7 @@ def make_batch(
         # Two generators, so that the text does not change with the positions.
         text_rng = np.random.default_rng([seed, step, index, 0])
         positions_rng = np.random.default_rng([seed, step, index, 1])
-        text = _Text(rows, text_rng, positions.text_tokens(seq_len))
+        text = _Text(rows, text_rng, positions, seq_len)
         placement = positions.place(positions_rng, seq_len, lambda text=text: text.row.tokens)
         check_placement(positions, placement, seq_len)
         batch.positions[place] = placement.positions

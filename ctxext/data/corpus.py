@@ -46,6 +46,17 @@ class Row(NamedTuple):
     segment_ids: np.ndarray
 
 
+class TooLittleText(ValueError):
+    """All text together has fewer tokens than a row."""
+
+    def __init__(self, tokens: int, needed: int) -> None:
+        self.tokens = tokens
+        super().__init__(
+            f"the data has {tokens:,} tokens in all, a row needs {needed:,}: give more text or a "
+            "smaller train.seq_len"
+        )
+
+
 class Rows(abc.ABC):
     """An opened source: endless rows, each a pure function of the generator it is given."""
 
@@ -163,10 +174,7 @@ class Corpus(Rows):
         `seq_len` + 1 tokens.
         """
         if len(self.ids) < seq_len + 1:
-            raise ValueError(
-                f"the data has {len(self.ids)} tokens in all, a row needs {seq_len + 1}: "
-                "give more text or a smaller train.seq_len"
-            )
+            raise TooLittleText(len(self.ids), seq_len + 1)
         indices = (rng.integers(len(self.ids)) + np.arange(seq_len + 1)) % len(self.ids)
         ids = self.checked(self.ids[indices]).astype(np.int32)
         if self.bos_id is not None:

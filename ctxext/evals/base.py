@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
+from ctxext.attention.length import check_generation
+from ctxext.attention.pieces import Attention
 from ctxext.data.content import content_sha256
 from ctxext.data.sources import TextSource, text_on_disk
 from ctxext.evals.budget import Budget
@@ -90,6 +92,8 @@ class Eval(abc.ABC):
 
     type_tag: ClassVar[str] = "eval/"
     name: ClassVar[str]
+    continues_prompts: ClassVar[bool] = False
+    """It asks a model to write, or for the loss of answers, by `Model.continuations`."""
 
     @property
     def title(self) -> str:
@@ -157,6 +161,14 @@ class Eval(abc.ABC):
     def fitted(self, tokenizer: Any) -> "Eval":
         """The same evaluation of as many texts as there are, where fewer than asked for will do."""
         return self
+
+    def check_attention(self, attention: Attention) -> None:
+        """Raise ValueError for attention that cannot answer it; a run asks before it starts."""
+        if self.continues_prompts:
+            try:
+                check_generation(attention)
+            except ValueError as error:
+                raise ValueError(f"{self.full_title}: {error}, or leave this one out") from error
 
     def check(self, tokenizer: Any) -> None:  # noqa: B027, most evaluations always fit
         """Raise ValueError if items cannot be built. A run calls this before it starts."""

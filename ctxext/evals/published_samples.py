@@ -85,6 +85,7 @@ class PublishedSamples(Eval):
     """
 
     name: ClassVar[str] = "published"
+    continues_prompts: ClassVar[bool] = True
     benchmark: str
     """One of `BENCHMARKS`."""
     path: str

@@ -59,6 +59,7 @@ class Recovery(Eval):
     """
 
     name: ClassVar[str] = "recovery"
+    continues_prompts: ClassVar[bool] = True
     seq_lens: tuple[int, ...]
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Where needles are: 0 is the beginning of the text, 1 its end."""

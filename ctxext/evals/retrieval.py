@@ -45,6 +45,7 @@ class Retrieval(Eval):
     """
 
     name: ClassVar[str] = "retrieval"
+    continues_prompts: ClassVar[bool] = True
     seq_lens: tuple[int, ...]
     depths: tuple[float | None, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Where the needle is: 0 is the beginning of the text, 1 its end, None a random place."""

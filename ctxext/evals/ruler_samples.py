@@ -54,6 +54,7 @@ class Samples(Eval):
     """
 
     name: ClassVar[str] = "samples"
+    continues_prompts: ClassVar[bool] = True
     path: str
     """A file, or a directory of files."""
     seq_len: int

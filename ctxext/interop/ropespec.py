@@ -33,7 +33,17 @@ from ctxext.methods.long_rope2 import LongRope2
 from ctxext.methods.ntk import NTK, ntk_theta
 from ctxext.methods.ntk_by_parts import NTKByParts
 from ctxext.model.config import LlamaConfig
-from ctxext.rope import Plain, Rope, RopeBase, RopeScaling, Unscaled, rope_at, scaling_name
+from ctxext.rope import (
+    Plain,
+    Rope,
+    RopeBase,
+    RopeScaling,
+    Unscaled,
+    rope_at,
+    scaling_factor,
+    scaling_name,
+)
+from ctxext.rope_by_length import checked_switch_lengths
 
 LARGEST_DIVISOR = 1e12
 """The divisor that stands for a frequency of zero, as JSON has no infinity."""
@@ -173,15 +183,34 @@ def _spec_of_layers(scaling: RopeScaling, base: RopeBase, seq_len: int) -> RopeS
         keys = row.to_keys(method, window)
         # NTK extends the window too, although it is written as plain RoPE with another theta.
         return RopeSpec(rope_type, keys, theta, window, row.length(scaling, window, seq_len))
+    factor = length / window
     if scaling.depends_on_length:
+        short, long = _short_and_long(name, scaling, base)
+        factor = scaling_factor(scaling) or factor
+    else:
+        short = long = (
+            scaling.divisors if isinstance(scaling, Custom) else _divisors(name, rope, base)
+        )
+    keys = longrope_keys(rope.attention_factor, factor, window, short=short, long=long)
+    return RopeSpec("longrope", keys, theta, window, length)
+
+
+def _short_and_long(
+    name: str, scaling: RopeScaling, base: RopeBase
+) -> tuple[list[float], list[float]]:
+    """The divisors up to the window and beyond, of a scaling that changes there alone."""
+    window = base.original_max_position_embeddings
+    ropes = [rope_at(scaling, base, length) for length in (window, window + 1)]
+    changes_at_window = scaling.switch_lengths(base) is not None
+    if changes_at_window:
+        changes_at_window = set(checked_switch_lengths(scaling, base)) <= {window}
+    if not changes_at_window or ropes[0].attention_factor != ropes[1].attention_factor:
         raise ValueError(
             f"{name} changes its frequencies with the length of the text, which config.json cannot "
             "represent; export a static scaling at the factor you need, such as Yarn"
         )
-    divisors = scaling.divisors if isinstance(scaling, Custom) else _divisors(name, rope, base)
-    factor = length / window
-    keys = longrope_keys(rope.attention_factor, factor, window, short=divisors, long=divisors)
-    return RopeSpec("longrope", keys, theta, window, length)
+    short, long = (_divisors(name, rope, base) for rope in ropes)
+    return short, long
 
 
 def rope_to_config(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from ctxext.attention.ring import length_multiple
 from ctxext.losses.base import Lengths, Loss, RotationAt, Sums
 from ctxext.model.loss import Forward
 from ctxext.rope_by_length import SequenceRotation
@@ -118,8 +119,9 @@ class LongCE(Loss):
         B, T = batch["tokens"].shape
         starts = self._starts(T)
         devices = forward.setup.mesh.build().shape["seq"]
-        multiple = 2 * devices if devices > 1 else 1  # a ring needs two equal chunks per device
-        length = -(-(self.short_context + self.stride) // multiple) * multiple
+        length = self.short_context + self.stride
+        multiple = length_multiple(length, devices)
+        length = -(-length // multiple) * multiple
         padding = int(starts[-1]) + length - T
         names = ("tokens", "targets", "positions", "segment_ids")
         padded = {name: jnp.pad(batch[name], ((0, 0), (0, padding))) for name in names}

@@ -12,7 +12,7 @@ import numpy as np
 from ctxext import progress
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.attention.cache import caches_rotated
-from ctxext.attention.length import pieces_of_any_length, rotation_for
+from ctxext.attention.length import check_generation, rotation_for
 from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import COMPUTE_DTYPES, Params, bind
@@ -354,11 +354,7 @@ class LM:
 
         forced_tokens: [B, K, N], -1 where the model chooses; by default one free continuation each.
         """
-        if not all(piece.mask.causal for piece in pieces_of_any_length(self.attention)):
-            raise ValueError(
-                f"{type(self.attention).__name__} shows tokens that come later, and so cannot "
-                "write any; generate with causal attention"
-            )
+        check_generation(self.attention)
         count = len(prompts)
         longest = max(map(len, prompts))
         steps = options.max_new_tokens

@@ -52,11 +52,17 @@ class Parts:
             raise ValueError(f"parts.sliding_window must be at least 1, got {self.sliding_window}")
         if any(self.windowed) and self.sliding_window is None:
             raise ValueError("parts.windowed names layers, but parts.sliding_window is not given")
-        if self.sliding_rope_theta is not None and self.sliding_window is None:
-            raise ValueError(
-                "parts.sliding_rope_theta is of layers with a window, but parts.sliding_window is "
-                "not given"
-            )
+        if self.sliding_rope_theta is not None:
+            if self.sliding_window is None:
+                raise ValueError(
+                    "parts.sliding_rope_theta is of layers with a window, but parts.sliding_window "
+                    "is not given"
+                )
+            if all(self.windowed):  # or empty, which is all
+                raise ValueError(
+                    "parts.sliding_rope_theta is of some layers, but every layer has the window; "
+                    "give rope_theta"
+                )
         if self.alibi_exponent is not None and (not self.alibi_exponent > 0 or self.rotary):
             raise ValueError(
                 "parts.alibi_exponent must be positive, and layers with ALiBi do not rotate"

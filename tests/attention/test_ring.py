@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from ctxext.attention import Attention, Causal, dense
-from ctxext.attention.ring import block_size, ring, work_table, zigzag
+from ctxext.attention.ring import (
+    block_size,
+    check_length,
+    length_multiple,
+    ring,
+    work_table,
+    zigzag,
+)
 from ctxext.data import Batch
 from ctxext.methods import LMInfinite, PoSE, SelfExtend
 from ctxext.parallel.attention import ring_order, token_order
@@ -161,3 +168,8 @@ def test_lengths_that_cannot_be_cut_are_refused():
     masks = [piece.mask for piece in Causal().pieces(1024)]
     with pytest.raises(ValueError, match="make the length a multiple of 16"):
         ring([x], [x], x, masks, sharding=Mesh(seq=8).activations((1, 16, 2, 8)))
+    for length in (1, 30, 5121, 10242):
+        for devices in (2, 3, 8):
+            multiple = length_multiple(length, devices)
+            check_length(-(-length // multiple) * multiple, devices, what="windows")
+    assert length_multiple(17, 1) == 1

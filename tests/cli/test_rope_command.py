@@ -111,7 +111,7 @@ def test_json_is_an_object_per_method(capsys):
     assert [method["method"] for method in methods] == names.split()
     yarn = json.loads(output(capsys, "rope", "yarn", "--factor", 2, "--json"))
     assert methods[3] == yarn
-    fields = "method inv_freq attention_factor leading_positions hf_config"
+    fields = "method inv_freq attention_factor leading_positions sliding hf_config"
     assert set(yarn) == set(fields.split())
 
 

@@ -21,6 +21,7 @@ from ctxext.data import (
 )
 from ctxext.data.corpus import Corpus, Row
 from ctxext.data.sources.stdlib import HELDOUT, TRAIN
+from ctxext.methods.cream import CREAM
 from ctxext.positions import Contiguous
 from ctxext.tasks import Passkey, TaskContext
 from support.tiny_train import ByteTokenizer, write_texts
@@ -217,8 +218,18 @@ def test_bad_files_are_named(tmp_path, name, content, message):
 def test_missing_and_too_short_data(tmp_path):
     with pytest.raises(ValueError, match="nowhere does not exist"):
         Files(str(tmp_path / "nowhere")).open(ByteTokenizer())
-    with pytest.raises(ValueError, match="27 tokens in all, a row needs 28"):
-        batch(Corpus.from_texts(TEXTS, ByteTokenizer()), seq_len=27)
+    corpus = Corpus.from_texts(TEXTS, ByteTokenizer())
+    message = "27 tokens in all, a row needs 28: give more text or a smaller train.seq_len"
+    with pytest.raises(ValueError, match=message):
+        batch(corpus, seq_len=27)
+    message = (
+        "CREAM takes a row of 8 tokens from a text of 32, but the data has 27 tokens in all: give "
+        "more text or lower positions.max_position_embeddings"
+    )
+    with pytest.raises(ValueError, match=message):
+        batch(corpus, seq_len=8, positions=CREAM(32))
+    with pytest.raises(ValueError, match="a smaller train.seq_len"):
+        batch(corpus, seq_len=27, positions=CREAM(64, text="row"))
 
 
 @pytest.mark.parametrize("bos_id", [1, None], ids=["not added", "none"])

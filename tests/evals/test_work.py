@@ -32,9 +32,9 @@ from ctxext.evals.rolling_perplexity import RollingPerplexity
 from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evals.timing import TimedModel
 from ctxext.evals.work import Call, CountingModel, calls_of, num_tokens, readings
-from ctxext.evaluate import NamedModel, Questions, questions_within
+from ctxext.evaluate import NamedModel, Questions, evaluate, questions_within
 from ctxext.loading import load as load_model
-from ctxext.methods import Yarn
+from ctxext.methods import S2AttnAsReleased, Yarn
 from ctxext.plan.flops import step_flops
 from ctxext.plan.job import Job
 from support import tiny
@@ -45,7 +45,7 @@ TOKENIZER = toy_tokenizer()
 CONFIG = SuiteConfig((256, 512), source=toy_source())
 
 
-@pytest.mark.parametrize("name", ["passkey", "kv", "ppl", "ppl:yarn"])
+@pytest.mark.parametrize("name", ["passkey", "kv", "ppl", "ppl:yarn", "recovery"])
 def test_what_is_counted_is_what_is_read(name):
     model = PerfectReader(TOKENIZER)
     (evaluation,) = evaluations([name], CONFIG)
@@ -60,7 +60,22 @@ def test_what_is_counted_is_what_is_read(name):
     assert sum(rows * length for rows, length in (call.padded for call in calls)) == (
         timed.padded_tokens
     )
+    assert any(call.continuations for call in calls) == evaluation.continues_prompts
     assert calls_of(evaluation, model, [], evaluated_model(model)) == []
+
+
+def test_attention_that_cannot_write_is_refused_before_any_question_is_asked(monkeypatch):
+    def begin(self, tokens):
+        raise AssertionError("an evaluation began")
+
+    model = PerfectReader(TOKENIZER)
+    monkeypatch.setattr(type(model), "attention", S2AttnAsReleased(1024, 256))
+    monkeypatch.setattr(type(model), "loss", begin)
+    losses, passkey = evaluations(["ppl", "passkey"], CONFIG)
+    assert isinstance(losses, DocumentEval)
+    evals = [dataclasses.replace(losses, num_documents=2), passkey]
+    with pytest.raises(ValueError, match="passkey: S2AttnAsReleased shows tokens that come later"):
+        evaluate(model, evals, progress=False)
 
 
 def test_questions_about_one_text_read_it_once():

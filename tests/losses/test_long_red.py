@@ -333,3 +333,21 @@ def test_runs_that_it_cannot_train_are_refused_before_they_start(loss, init, seq
     experiment = dataclasses.replace(experiment, init=init, loss=loss, rope=None)
     with pytest.raises(ValueError, match=message):
         check_context(experiment)
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "devices", "message"),
+    [
+        (1000, 3, "rows .train.seq_len. of 1,000 tokens .* mesh.seq 3 .* a multiple of 6"),
+        (2 * 1031 * 4, 2, "rows .* of 8,248 tokens: chunks of 2062 .* a multiple of 64 x mesh.seq"),
+        (1152, 3, "short texts of long-red of 256 tokens .* mesh.seq 3 .* choose another mesh.seq"),
+    ],
+)
+def test_lengths_that_a_ring_cannot_cut_are_refused_before_they_start(seq_len, devices, message):
+    experiment = tiny_experiment(Path("texts"), seq_len=seq_len)
+    experiment = dataclasses.replace(
+        experiment, init="tiny-llama", loss=LongRed(), rope=None, mesh=Mesh(seq=devices)
+    )
+    with pytest.raises(ValueError, match=message):
+        check_context(experiment)
+    check_context(dataclasses.replace(experiment, mesh=Mesh(seq=-1)))

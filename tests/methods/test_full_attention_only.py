@@ -147,6 +147,7 @@ def test_a_model_with_a_window_in_every_layer_has_nothing_to_scale():
     tiny.config().check_scaling(m.FullAttentionOnly(inner=m.Yarn(4.0)))
 
 
+@dataclasses.dataclass(frozen=True)
 class TwoTypes(RopeScaling):
     """A method of one's own, with frequencies per layer type."""
 

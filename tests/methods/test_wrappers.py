@@ -11,7 +11,7 @@ from ctxext.cli.method_options import make_methods
 from ctxext.cli.overrides import override
 from ctxext.data import Stdlib
 from ctxext.experiment import Experiment, Train
-from ctxext.interop.ropespec import rope_from_config, rope_spec
+from ctxext.interop.ropespec import rope_from_config, rope_spec, rope_to_config
 from ctxext.methods import find, label, method_name
 from ctxext.methods.cope import CoPE, HardClip
 from ctxext.methods.linear import DynamicLinear, Linear
@@ -19,7 +19,7 @@ from ctxext.methods.llama3 import Llama3
 from ctxext.methods.long_rope import LongRope
 from ctxext.methods.long_rope2 import LongRope2
 from ctxext.methods.nope import NoPE
-from ctxext.methods.ntk import NTK
+from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.ntk_mixed import NTKMixed
 from ctxext.methods.resonance import Resonance
 from ctxext.methods.self_extend import SelfExtend
@@ -40,6 +40,7 @@ from ctxext.rope import (
     target_length,
 )
 from ctxext.serialization import from_json, read_saved, to_json
+from support import tiny
 
 LLAMA2 = RopeBase(128, 1e4, 4096)
 ONES = (1.0,) * 64
@@ -47,6 +48,37 @@ WRAPPERS = (CoPE, HardClip, Resonance)
 EXPERIMENT = Experiment(
     "x", Stdlib("train"), Optim(1e-3), Train(steps=3, seq_len=64, batch_size=2), rope=Yarn(2.0)
 )
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    "inner",
+    [LongRope(4.0, (1.0, 1.0, 1.1, 1.2), (1.0, 1.5, 3.0, 6.0)), LongRope2(4.0, 2)],
+    ids=lambda inner: type(inner).__name__,
+)
+def test_over_two_lists_of_divisors_a_config_json_has_both_lists(wrapper: type, inner):
+    config = tiny.config(head_dim=8)
+    scaling = wrapper(inner=inner) if wrapper is Resonance else wrapper(2, inner=inner)
+    base = config.rope_base()
+    window = base.original_max_position_embeddings
+    written = rope_to_config(scaling, config, 4 * window)
+    assert written["rope_parameters"]["factor"] == 4
+    theta, read_window, read = rope_from_config(json.loads(json.dumps(written)))
+    assert (theta, read_window) == (base.theta, window)
+    for length in (1, window, window + 1, 4 * window):
+        expected = scaling.rope(base, length)
+        actual = read.rope(base, length)
+        np.testing.assert_allclose(actual.inv_freq, expected.inv_freq, rtol=1e-12, atol=1e-11)
+        assert actual.attention_factor == expected.attention_factor
+    assert not np.allclose(scaling.rope(base, 1).inv_freq, scaling.rope(base, 999).inv_freq)
+
+
+def test_frequencies_of_every_length_are_not_two_lists():
+    for inner in (DynamicLinear(), DynamicNTK(2.0)):
+        with pytest.raises(
+            ValueError, match="CoPE over Dynamic.* changes its frequencies with the"
+        ):
+            rope_to_config(CoPE(2, inner=inner), tiny.config(head_dim=8), 512)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

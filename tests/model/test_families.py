@@ -32,6 +32,8 @@ MIXED = Parts(
         ({"clip_qkv": 0.0}, "parts.clip_qkv must be positive"),
         ({"sliding_window": 0}, "parts.sliding_window must be at least 1"),
         ({"windowed": (True, False)}, "parts.sliding_window is not given"),
+        ({"sliding_rope_theta": 9.0}, "of layers with a window, but parts.sliding_window is not"),
+        ({"sliding_rope_theta": 9.0, "sliding_window": 4}, "every layer has the window"),
         ({"alibi_exponent": 8.0, "rotary": (True, True)}, "layers with ALiBi do not rotate"),
         ({"rotary": (True,)}, "parts.rotary is for 1 layers, but num_hidden_layers is 2"),
     ],

@@ -71,7 +71,11 @@ SCALINGS = [
 @pytest.mark.check
 @pytest.mark.parametrize(
     "scaling",
-    [CoPE(4, inner=Yarn(4.0)), HardClip(3, inner=Resonance(inner=NTK(4.0)))],
+    [
+        CoPE(4, inner=Yarn(4.0)),
+        HardClip(3, inner=Resonance(inner=NTK(4.0))),
+        CoPE(4, inner=LongRope(4.0, (1.0,) * 8, (1.0, 1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0))),
+    ],
     ids=scaling_name,
 )
 def test_a_scaling_that_wraps_another_is_proven_by_transformers(tmp_path, scaling):

@@ -115,7 +115,7 @@ class HFReference(ReferenceReader):
 
     def _of_layer_type(self, entry: dict[str, Any], seq_len: int) -> tuple[np.ndarray, float]:
         """As transformers 5 reads an entry of Gemma 3 and of Olmo 3."""
-        theta = entry.get("rope_theta", self.config.get("rope_theta"))
+        theta = entry.get("rope_theta", self.config.get("rope_theta", 10000.0))
         return frequencies(entry, theta, self.head_dim, seq_len, self.config)
 
 
