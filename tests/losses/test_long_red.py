@@ -16,7 +16,7 @@ from ctxext.experiment import Experiment
 from ctxext.losses import BATCH, CrossEntropy, Lengths, LongRed
 from ctxext.losses.long_red import POSITIONS, cosine_distance
 from ctxext.methods import Linear
-from ctxext.model.decoder import bind
+from ctxext.model.decoder import LayerPlace, bind
 from ctxext.model.lm import LM
 from ctxext.model.loss import Forward
 from ctxext.model.operations import layer_matrices
@@ -118,7 +118,8 @@ def plain_states(params, batch, positions, scaling) -> list[jax.Array]:
     attend = make_attention(Causal(), "dense", rotation, positions, ids)
     states = [model.embed_tokens(tokens, "float32")]
     for layer in range(tiny.CONFIG.num_hidden_layers):
-        states.append(model.run_layer(states[-1], attend, None, (jnp.int32(layer), None), 0)[0])
+        place = LayerPlace(None, 0, layer)
+        states.append(model.run_layer(states[-1], attend, None, jnp.int32(layer), place)[0])
     states[-1] = model.norm(states[-1])
     return states
 
