@@ -36,6 +36,7 @@ from ctxext.training.state import split_params, state_shapes
 from ctxext.training.step import compiled_step
 from support import tiny
 from support.families import lcg
+from support.quantized_by_definition import with_plain_values
 from support.tiny_train import CONFIG, ByteTokenizer, tiny_base, tiny_experiment, write_texts
 
 FILE = Path(__file__).parents[1] / "golden" / "losses.json"
@@ -198,9 +199,11 @@ def sharp_base() -> LM:
     return LM(CONFIG, tiny.params(CONFIG), ByteTokenizer())  # pyright: ignore[reportArgumentType]
 
 
-def first_steps(experiment: Experiment, count: int) -> list[dict[str, float]]:
+def first_steps(
+    experiment: Experiment, count: int, base: LM | None = None
+) -> list[dict[str, float]]:
     """The metrics of the first steps, as `training.loop` takes them."""
-    base = sharp_base()
+    base = base or sharp_base()
     shapes = state_shapes(experiment, CONFIG)
     params, frozen = split_params(experiment, base, shapes)
     params = jax.device_put(
@@ -242,6 +245,22 @@ def test_a_run_begins_at_its_teacher_and_moves_away_from_it(texts: Path, trainab
     expected = first["next_token_loss"] + 5 * first["short_distance"]
     expected += 10 * first["short_to_long_distance"]
     assert first["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("quantize", ["nf4", "nf4-double"])
+def test_over_a_base_in_four_bits_it_is_that_over_the_values_of_the_base(texts: Path, quantize):
+    """Of the model and of its teacher, which are the same codes."""
+    experiment = experiment_of(texts, rope=Linear(2.0), trainable=LoRA(quantize=quantize))
+    steps = first_steps(experiment, 2)
+    base = sharp_base()
+    of_values = LM(CONFIG, with_plain_values(base.params, quantize), base.tokenizer)
+    plain = dataclasses.replace(experiment, trainable=LoRA())
+    expected = first_steps(plain, 2, of_values)
+    for actual, of_plain in zip(steps, expected, strict=True):
+        assert actual == pytest.approx(of_plain, rel=1e-4)
+    (of_base, *_) = first_steps(plain, 1)
+    assert of_base["short_distance"] != pytest.approx(steps[0]["short_distance"], rel=1e-3)
 
 
 @pytest.mark.check

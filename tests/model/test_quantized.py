@@ -49,6 +49,7 @@ from ctxext.training.state import split_params, state_shapes
 from support import tiny
 from support.hf_files import write_hf
 from support.llamas import TINY, random_params, tokenizer
+from support.quantized_by_definition import with_plain_values
 from support.tiny_train import tiny_experiment, write_texts
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "quant.json").read_text())["cases"]
@@ -171,36 +172,6 @@ def test_every_form_is_that_of_bitsandbytes_on_random_matrices():
             dequantized = np.asarray(jax.tree.map(jnp.asarray, ours).dequantize()).T
             np.testing.assert_array_equal(dequantized[apart == 0], values[apart == 0])
     assert num_apart < 0.01 * num_blocks
-
-
-def plain_values(kernel: np.ndarray, name: str) -> np.ndarray:
-    """What the codes of a kernel [in, out] stand for, in float64 and by search, not by our code."""
-    if name == "int8":
-        largest = np.abs(np.float64(kernel)).max(axis=0)
-        return np.rint(kernel / largest * 127) * largest / 127
-    rows = np.float64(kernel.T)
-    blocks = rows.reshape(-1, 64)
-    scales = np.abs(blocks).max(axis=1)
-    nearest = np.abs(blocks[:, :, None] / scales[:, None, None] - NF4_VALUES).argmin(axis=2)
-    if name == "nf4-double":
-        rest = scales - scales.mean()
-        padded = np.pad(rest, (0, -len(rest) % 256)).reshape(-1, 256)
-        largest = np.abs(padded).max(axis=1, keepdims=True)
-        chosen = np.abs((padded / largest)[:, :, None] - DYNAMIC_VALUES).argmin(axis=2)
-        scales = (DYNAMIC_VALUES[chosen] * largest).ravel()[: len(rest)] + scales.mean()
-    return (NF4_VALUES[nearest] * scales[:, None]).reshape(rows.shape).T
-
-
-def with_plain_values(params: dict, name: str) -> dict:
-    """The float tree of what the quantized kernels of all layers stand for."""
-
-    def change(path: tuple, leaf) -> jax.Array:
-        if path[0].key != "segments" or path[-1].key != "kernel":
-            return leaf
-        layers = [plain_values(np.asarray(layer), name) for layer in leaf]
-        return jnp.asarray(np.stack(layers), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(change, params)
 
 
 def test_what_is_quantized_and_how_it_is_counted():
