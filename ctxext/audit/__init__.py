@@ -60,7 +60,7 @@ def audit(subject: Subject) -> Audit:
             seen.append(visibility)
             reaches = visibility.highest.max(0).tolist() if kind.rotates else []
             of_pairs.append(
-                [pairs(subject, kind, reach, whole=visibility.whole) for reach in reaches]
+                [pairs(subject, reach, kind=kind, whole=visibility.whole) for reach in reaches]
             )
     field = receptive_field(subject)
     wrong = wrong_block(subject, EXACT)

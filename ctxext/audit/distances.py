@@ -21,7 +21,7 @@ class Pair:
     trained: float
 
 
-def pairs(subject: Subject, kind: LayerKind, reach: float, *, whole: bool) -> list[Pair]:
+def pairs(subject: Subject, reach: float, *, kind: LayerKind, whole: bool) -> list[Pair]:
     """Every pair of layers of a kind, at rotary distances up to `reach`, the fastest first.
 
     whole: all distances are whole numbers.

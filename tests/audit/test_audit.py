@@ -307,7 +307,7 @@ def test_angles_of_llama2():
 
     def angles(scaling: RopeScaling, reach: float, *, whole: bool = True) -> list[str]:
         looked_at = Subject(Causal(), scaling, LLAMA2, 8192, (LayerKind(),), (32, 32))
-        return [pair.angles for pair in pairs(looked_at, reach, whole=whole)]
+        return [pair.angles for pair in pairs(looked_at, reach, kind=LayerKind(), whole=whole)]
 
     assert angles(Unscaled(), 4095) == ["seen"] * 64
     assert angles(Unscaled(), 4094.5, whole=False) == ["interpolated"] * 64
