@@ -1,7 +1,7 @@
 """ALiBi (arXiv 2108.12409) as arrays: -slope times distance, added to scores after their scaling.
 
-The distance is that of the positions at which a piece would rotate, so that methods that map
-positions mean the same for models of both kinds.
+The distance is that between the positions at which a piece would rotate. A method that maps
+positions thus changes the distances of a model with ALiBi as it does those of a rotary one.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class PositionBias(NamedTuple):
         return linear_bias(slopes, self.query_positions[piece], self.key_positions[piece])
 
     def of_heads(self, heads: HeadSet) -> "PositionBias":
-        """That of a set of heads."""
+        """The bias of a set of heads alone."""
         return PositionBias(
             heads.queries(self.slopes[np.array(heads.pieces)], -1),
             tuple(heads.of_pieces(self.query_positions)),
@@ -86,10 +86,10 @@ def linear_bias(
 
 
 def alibi_slopes(heads: int, largest_exponent: float) -> tuple[float, ...]:
-    """One slope per head: 2^(-b i / n) for i = 1 .. n, where n is the power of two from `heads` on.
+    """One slope per head: 2^(-b i / n) for i = 1 .. n, n the smallest power of two >= `heads`.
 
     b: `largest_exponent`, 8 in the paper. If n is more than `heads`, those with even i come first,
-    as in the code of the authors of MPT.
+    as in the code of the authors of MPT, and the last n - `heads` are left out.
     """
     n = 2 ** math.ceil(math.log2(heads))
     slopes = 2.0 ** (-largest_exponent * np.arange(1, n + 1) / n)

@@ -1,7 +1,7 @@
-"""Pieces that speak of some heads only: attention is evaluated for each set of heads by itself.
+"""Pieces that apply to some heads only: attention is evaluated for each set of heads by itself.
 
-Shapes: N query heads, K key-value heads. The heads are the last axis but one of an array unless
-something else is said.
+Shapes: N query heads, K key-value heads. The heads are the second to last axis of an array unless
+`axis` says otherwise.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from ctxext.attention.pieces import Piece
 
 @dataclasses.dataclass(frozen=True)
 class HeadSet:
-    """Query heads of which the same pieces speak."""
+    """Query heads to which the same pieces apply."""
 
     pieces: tuple[int, ...]
-    """The numbers of these pieces."""
+    """The numbers of these pieces among those of the method, from 0."""
     query_heads: slice | None = None
     """None: all of them."""
     key_heads: slice | tuple[int, ...] | None = None
@@ -29,15 +29,15 @@ class HeadSet:
     query heads. None: all of them."""
 
     def of_pieces(self, items: Sequence[Any]) -> list[Any]:
-        """Those of these pieces, of one item per piece."""
+        """The items of these pieces, from a list with one item per piece of the method."""
         return [items[number] for number in self.pieces]
 
     def queries(self, x: Array, axis: int = -2) -> Array:
-        """These heads of an array of N."""
+        """The part of an array with N query heads that belongs to these."""
         return _taken(x, self.query_heads, axis)
 
     def keys(self, x: Array, axis: int = -2) -> Array:
-        """The slice of an array of K key-value heads that these heads read."""
+        """The part of an array with K key-value heads that these query heads read."""
         if isinstance(self.key_heads, tuple):
             return jnp.take(x, np.array(self.key_heads), axis)
         return _taken(x, self.key_heads, axis)
@@ -50,9 +50,9 @@ def _taken(x: Array, heads: slice | None, axis: int) -> Array:
 
 
 def head_sets(pieces: Sequence[Piece], num_query: int, num_key: int) -> list[HeadSet]:
-    """The sets of heads, in their order; one without slices where all pieces speak of all heads.
+    """The sets of heads, in order; a single one without slices where all pieces apply to all heads.
 
-    Raises ValueError if no piece speaks of a head.
+    Raises ValueError for a head to which no piece applies.
     """
     numbers = tuple(range(len(pieces)))
     of_pieces = [piece.heads.of(num_query) for piece in pieces]
@@ -62,18 +62,20 @@ def head_sets(pieces: Sequence[Piece], num_query: int, num_key: int) -> list[Hea
     ends = {end for heads in of_pieces for end in (heads.start, heads.stop)}
     sets = []
     for first, stop in itertools.pairwise(sorted({0, num_query, *ends})):
-        own = tuple(number for number in numbers if first in of_pieces[number])
-        if not own:
-            raise ValueError(f"no piece speaks of query heads {first} to {stop - 1}")
+        applying = tuple(number for number in numbers if first in of_pieces[number])
+        if not applying:
+            raise ValueError(f"no piece applies to query heads {first} to {stop - 1}")
         key_heads = _key_heads(range(first, stop), num_query // num_key)
-        sets.append(HeadSet(own, slice(first, stop), key_heads))
+        sets.append(HeadSet(applying, slice(first, stop), key_heads))
     return sets
 
 
 def _key_heads(query_heads: range, group: int) -> slice | tuple[int, ...]:
     """The key-value heads of some query heads, of which `group` share one."""
-    first, last = query_heads[0] // group, query_heads[-1] // group
-    if first == last or not (query_heads.start % group or query_heads.stop % group):
+    first = query_heads[0] // group
+    last = query_heads[-1] // group
+    has_whole_groups = query_heads.start % group == 0 and query_heads.stop % group == 0
+    if first == last or has_whole_groups:
         return slice(first, last + 1)
     return tuple(head // group for head in query_heads)
 

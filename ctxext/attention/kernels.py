@@ -39,7 +39,7 @@ class KernelSpec:
     platforms: tuple[str, ...] = ()
     """Where it runs; empty: everywhere."""
     cut: bool = False
-    """It evaluates sequences that are cut over devices, the others whole ones."""
+    """It evaluates sequences that mesh.seq cuts over devices; the others evaluate whole ones."""
     automatic: bool = True
     """The kernel "auto" may become this one."""
     holds_scores: bool = False
@@ -47,12 +47,13 @@ class KernelSpec:
     names_output: bool = True
     """Rematerialisation can keep its output, because it has a name (`tiles.SAVED_NAME`)."""
     takes_layers: bool = True
-    """It takes masks that are one per kind of layer, and a bias; see `evaluate`."""
+    """It takes what differs between layers and models: one mask per kind of layer (`PerKind`) and a
+    bias; see `evaluate`."""
     reads_ahead: bool = False
     """It evaluates masks that show tokens after the query; the others visit none of those."""
     reads_chunks: bool = False
-    """A sequence can be read in chunks that equal it, see `cache.prefill_chunk`; the others take
-    whole sequences only."""
+    """It can read a sequence chunk by chunk with the same result, see `cache.prefill_chunk`; the
+    others take whole sequences only."""
 
 
 def _dense(

@@ -8,9 +8,10 @@ from ctxext.attention.pieces import Mask
 
 @dataclasses.dataclass(frozen=True)
 class Chunks(Mask):
-    """Earlier tokens, in chunks of `size` that are low to before high chunks before the query's.
+    """Earlier tokens in chunks of `size` tokens, n chunks before the query's, low <= n < high.
 
-    No upper bound if `high` is None. The first chunk is `offset` tokens shorter.
+    n = 0 is the query's own chunk. No upper bound if `high` is None. The first chunk is `offset`
+    tokens shorter than the others.
     """
 
     size: int

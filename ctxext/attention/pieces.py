@@ -44,7 +44,10 @@ class Mask(abc.ABC):
 
     @abc.abstractmethod
     def block(self, query: range, key: range) -> tuple[bool, bool]:
-        """(any pair of this block is visible, all pairs are), without looking at every pair."""
+        """(whether a pair of this block may be visible, whether all are), without looking at each.
+
+        (True, False) is always right, and makes kernels compute the block pair by pair.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Heads:
         return self.stop - self.first
 
     def of(self, num_heads: int) -> range:
-        """Their numbers among so many query heads."""
+        """Their numbers in a model with this many query heads."""
         first, stop = (math.floor(share * num_heads + 1e-6) for share in (self.first, self.stop))
         return range(first, stop)
 
@@ -157,19 +160,22 @@ class Piece:
     """
 
     mask: Mask
+    """The pairs of tokens, by their indices."""
     query_positions: PositionMap = unchanged
+    """Where queries rotate."""
     key_positions: PositionMap = unchanged
+    """Where keys rotate."""
     query_scale: QueryScale | None = None
     """Multiplies the queries after their rotation; None: by 1."""
     scaled_layers: ScaledLayers = "all"
-    """The layers in which `query_scale` does so."""
+    """The layers in which `query_scale` applies."""
     unscaled_layers: int = 0
-    """The number of first layers of a model in which it does not all the same."""
+    """How many of the first layers of a model leave queries as they are all the same."""
     bias: Slopes | None = None
-    """Minus its slopes times the distance between mapped positions is added to scores, in addition
-    to the bias of the model; None: nothing."""
+    """One slope per head: -slope times the distance between mapped positions is added to scores,
+    as well as the bias of the model; None: nothing."""
     heads: Heads = ALL_HEADS
-    """The query heads that it speaks of."""
+    """The query heads that it applies to."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for other `scaled_layers`."""

@@ -40,7 +40,7 @@ def requests_of(
     packed: bool,
     cut: bool = False,
 ) -> list[Request]:
-    """The calls of a layer: one for each set of heads of which the same pieces of a method speak.
+    """The calls of a layer: one for each set of heads to which the same pieces of a method apply.
 
     num_heads: query heads and key-value heads.
     """

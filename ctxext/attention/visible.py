@@ -14,9 +14,8 @@ def visible_pairs(
 ) -> int:
     """(query, key) pairs of a row that see each other; for causal attention T (T + 1) / 2.
 
-    The average over the query heads, where pieces speak of some of them only.
-    window: how far a layer sees, in tokens; None: everything. first: only the pairs of the queries
-    from this token on.
+    The average over the query heads, where pieces apply to some of them only. window: how far a
+    layer sees, in tokens; None: everything. first: only the queries from this token on count.
     """
     pairs = 0
     for piece in pieces_of_any_length(attention):
@@ -36,10 +35,11 @@ def _visible(mask: Mask, query: range, key: range) -> int:
         return 0
     if len(query) <= LEAF:
         return int(np.sum(mask.visible(np.array(query)[:, None], np.array(key)[None, :])))
-    half, mid = query[len(query) // 2], key[len(key) // 2]
+    middle_query = query[len(query) // 2]
+    middle_key = key[len(key) // 2]
     quarters = [
         (q, k)
-        for q in (range(query.start, half), range(half, query.stop))
-        for k in (range(key.start, mid), range(mid, key.stop))
+        for q in (range(query.start, middle_query), range(middle_query, query.stop))
+        for k in (range(key.start, middle_key), range(middle_key, key.stop))
     ]
     return sum(_visible(mask, *quarter) for quarter in quarters)

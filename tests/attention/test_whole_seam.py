@@ -194,7 +194,7 @@ def test_sets_of_heads():
     assert one == HeadSet((0,), slice(0, 1), slice(0, 1))
     assert others == HeadSet((1,), slice(1, 4), (0, 1, 1))
     assert sets((0, 0.5), (0.5, 1), N=9, K=3)[0].query_heads == slice(0, 4)
-    with pytest.raises(ValueError, match="no piece speaks of query heads 2 to 3"):
+    with pytest.raises(ValueError, match="no piece applies to query heads 2 to 3"):
         sets((0, 0.5))
     with pytest.raises(ValueError, match="shares with 0 <= first < stop <= 1"):
         Heads(0.5, 0.5)
