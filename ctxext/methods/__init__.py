@@ -1,4 +1,4 @@
-"""Context-extension methods, one file per paper. The list of them is discovered, never kept.
+"""Context-extension methods, one file per paper, found by looking into this folder.
 
 Each extends one of the three seams: RopeScaling, Attention or Positions.
 """
@@ -143,7 +143,7 @@ def make(name: str, **fields: Any) -> Any:
 
 
 def build(method: type, name: str, fields: dict[str, Any]) -> Any:
-    """An instance of `method`, called `name` in messages.
+    """An instance of `method`, which messages call `name`.
 
     Raises ValueError for missing or unknown fields.
     """

@@ -11,7 +11,7 @@ from ctxext.attention.pieces import Attention, Band, Piece
 
 @dataclasses.dataclass(frozen=True)
 class AlibiSlopes:
-    """The slopes of ALiBi for so many heads."""
+    """The slopes of ALiBi, m_h, as a function of the number of heads."""
 
     largest_exponent: float
 
@@ -23,10 +23,10 @@ class AlibiSlopes:
 class Alibi(Attention):
     """Scores minus m_h D, with m_h = 2^(-b h / n) for head h of n (arXiv 2108.12409).
 
-    For a number of heads that is no power of two, the slopes of BLOOM, which are those of MPT. The
-    rotation of the model stays: together with `NoPE` it is ALiBi as in the paper,
-    which needs training; on a rotary model, a preference for what is near. A model that has ALiBi
-    already gets both.
+    For a number of heads that is not a power of two, the slopes are those of BLOOM and MPT. The
+    rotation of the model stays, so that a rotary model gets a preference for what is near. Together
+    with `NoPE` it is ALiBi as in the paper, which needs training. A model that has ALiBi already
+    gets both.
     """
 
     paper: ClassVar[str] = "2108.12409"

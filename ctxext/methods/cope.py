@@ -17,7 +17,7 @@ def slowest_pairs(base: RopeBase, num_pairs: int) -> int:
 
 
 def check_num_pairs(num_pairs: int) -> None:
-    """Raise ValueError for a negative number."""
+    """Raise ValueError for a negative number of pairs."""
     if num_pairs < 0:
         raise ValueError(
             f"num_pairs must be 0 (none) or more, such as {NUM_PAIRS}, got {num_pairs}"
@@ -29,9 +29,9 @@ class CoPE(RopeWrapper):
     """f'_i = f_i (1 + cos(pi j / (n - 1))) / 2 for the n slowest pairs of `inner` (2602.05258).
 
     j = 0 .. n - 1 counts from the fastest of them, which keeps its frequency; the last one is 0.
-    m is that of `inner`. n = `num_pairs` is a constant in the paper and in its code, and every pair
-    where there are fewer. Over frequencies that follow the length, the mask does not change with
-    it.
+    m is that of `inner`. n = `num_pairs` is a constant in the paper and in its code; a model with
+    fewer pairs has all of them slowed down. The factors on the frequencies are the same at every
+    length, also where the frequencies of `inner` follow it.
     """
 
     paper: ClassVar[str] = "2602.05258"

@@ -10,7 +10,7 @@ import numpy as np
 from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor
 
 SMALLEST_DIVISOR = 1e-12
-"""A smaller one would make a frequency infinite sooner or later."""
+"""Frequencies over smaller ones may overflow where they are used."""
 
 
 def check_divisors(name: str, divisors: Sequence[float]) -> None:

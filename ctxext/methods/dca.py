@@ -23,14 +23,14 @@ class LengthTemperature:
 
 @dataclasses.dataclass(frozen=True)
 class DCA(Attention):
-    """Dual chunk attention: chunks of c tokens, in which all keys keep their place (2402.17463).
+    """Dual chunk attention: keys are at their index in a chunk of c tokens (arXiv 2402.17463).
 
-    A key is at p mod c, with c = `chunk_size` S - `local_window` w. Queries are at p mod c for
-    their own chunk, at min(p mod c + c, S) for the one before, and at min(2 c - 1, S) for older
-    ones: exact distances to the last w tokens at least, and none above S. It needs no training. The
-    maps are those of the released code, which saturates at S = 3 L / 4, not at L - 1 as the paper.
-    Its file for Llama also multiplies logits by (0.05 ln(max(l / L, 1)) + 1)^2: `training_length`,
-    here with the l of the text so far for all of its queries.
+    A key is at p mod c, with c = `chunk_size` S - `local_window` w. A query is at p mod c for keys
+    of its own chunk, at min(p mod c + c, S) for those of the chunk before, and at min(2 c - 1, S)
+    for older ones: distances to the last w tokens at least are exact, and none exceeds S. It needs
+    no training. The maps are those of the released code, where S = 3 L / 4; the paper's reach
+    L - 1. The released file for Llama also multiplies logits by (0.05 ln(max(l / L, 1)) + 1)^2,
+    which `training_length` L turns on; here l is the length of the text so far, for all queries.
     """
 
     paper: ClassVar[str] = "2402.17463"

@@ -9,7 +9,7 @@ from ctxext.attention.pieces import Attention, Band, Mask, Piece
 
 @dataclasses.dataclass(frozen=True)
 class First(Mask):
-    """The document's first `count` tokens, for queries at least `low` tokens after them."""
+    """The first `count` tokens of the document, each for queries at least `low` tokens later."""
 
     count: int
     low: int

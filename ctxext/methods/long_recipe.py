@@ -17,8 +17,8 @@ class LongRecipe(Positions):
     as many positions as it has tokens, a place that is left free takes one, and the first sentence
     begins at 0. A sentence ends with one of `separators`; what has none is one sentence. In the
     released training the first r ~ U{1 .. floor((T + 1) / 2)} tokens then get 0 .. r - 1, here with
-    `contiguous_beginning`. Its choice of tokens, which needs another model, is no part of this: the
-    text stays contiguous. L' = `max_position_embeddings`. Raises ValueError if T exceeds it.
+    `contiguous_beginning`. The paper's choice of tokens, which needs another model, is left out:
+    the text stays contiguous. L' = `max_position_embeddings`. Raises ValueError if T exceeds it.
     """
 
     paper: ClassVar[str] = "2409.00509"

@@ -26,6 +26,7 @@ def su_attention_factor(factor: float, window: int) -> float:
 
 
 def _numbers(given: tuple[float, ...] | str, base: RopeBase) -> tuple[float, ...]:
+    """The divisors, also where a published list is given by its name."""
     return named_divisors(given, base) if isinstance(given, str) else given
 
 
@@ -102,9 +103,9 @@ class LongRope(RopeScaling):
 class DynamicLongRope(RopeScaling):
     """LongRoPE whose divisors grow with the length (code of arXiv 2402.13753).
 
-    They are 1 + (long_factor_i - 1) (l / L - 1) / (factor - 1) at length l. `clamp` False lets them
-    fall below 1 for l < L, as the authors' code does. m is that of `factor` at every length. Raises
-    ValueError for divisors below 1 or that fall from pair to pair.
+    They are 1 + (long_factor_i - 1) (l / L - 1) / (factor - 1) at length l. With `clamp` False they
+    fall below 1 for l < L, as in the authors' code. m is that of `factor` at every length. Raises
+    ValueError for divisors that are below 1 or fall from pair to pair.
     """
 
     depends_on_length: ClassVar[bool] = True
@@ -129,10 +130,10 @@ class DynamicLongRope(RopeScaling):
                 f"to it, got {min(self.long_factor)}"
             )
         if list(self.long_factor) != sorted(self.long_factor):
-            at = int(np.argmax(np.diff(self.long_factor) < 0))
+            pair = int(np.argmax(np.diff(self.long_factor) < 0))
             raise ValueError(
                 "long_factor must not fall from pair to pair, as in the paper's search, but "
-                f"{self.long_factor[at]:g} is followed by {self.long_factor[at + 1]:g}; "
+                f"{self.long_factor[pair]:g} is followed by {self.long_factor[pair + 1]:g}; "
                 "LongRope and Custom take any vector"
             )
         check_attention_factor(self.attention_factor)

@@ -1,4 +1,4 @@
-"""LongRoPE2 (arXiv 2502.20082): divisors that fill up to a critical pair, and are free beyond."""
+"""LongRoPE2 (arXiv 2502.20082): divisors by a formula up to a critical pair, free from it on."""
 
 import dataclasses
 import math
@@ -37,9 +37,9 @@ class LongRope2(RopeScaling):
     Plain RoPE up to L. c is the `critical_pair`; from there on the divisors are free, and the
     paper searches for them. The default is the list that its search starts with: `factor` at pair
     c, and 0.1 more from pair to pair. The default c is the formula of the released code; the
-    published search for Llama 3 sets 33, one pair before it, and its result is LongRope's
-    `llama3_8b_longrope2`. m = sqrt(1 + ln factor / ln L) at every length, as in LongRoPE. The
-    paper's training is that with `train.rope_length` "document".
+    published search for Llama 3 sets 33, one pair earlier, and its result is `llama3_8b_longrope2`
+    of LongRope. m = sqrt(1 + ln factor / ln L) at every length, as in LongRoPE. The paper's
+    training is that with `train.rope_length` "document".
     """
 
     depends_on_length: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""NTK-RoPE-mixed (kexue.fm 9708): all frequencies fall, faster pairs less."""
+"""NTK-RoPE-mixed (kexue.fm/archives/9708): all frequencies fall, those of fast pairs less."""
 
 import dataclasses
 import math
@@ -8,6 +8,7 @@ import numpy as np
 from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor
 
 LARGEST_B = 16
+"""With more, hardly any pair but the slowest would change."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ PLAIN = "plain"
 
 @dataclasses.dataclass(frozen=True)
 class PublishedDivisors:
-    """One list and the model that it was searched for.
+    """One list, and the model for which it was searched.
 
     Lists need not grow from pair to pair (9 of Mistral's do not), and may exceed 1 + factor.
     """
@@ -24,7 +24,7 @@ class PublishedDivisors:
     rope_theta: float
     original_max_position_embeddings: int
     factor: float
-    """The length that it was searched for, over the window of pre-training."""
+    """The length for which it was searched, over the window of pre-training."""
     divisors: tuple[float, ...]
 
     def check_base(self, name: str, base: RopeBase) -> None:

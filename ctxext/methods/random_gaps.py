@@ -12,10 +12,10 @@ from ctxext.positions import Positions, check_reach
 class RandomGaps(Positions):
     """p_j = j + floor((L' - T) s_j / max(s_T, T)), s_j a sum of j + 1 draws 2 U[0, 1) (2308.10882).
 
-    Giraffe draws real gaps between tokens, uniform from almost 0 to 2 with mean 1, and shrinks a
-    row that outgrows its T tokens. Here the gaps are counted in steps of T / L' of a token: with
-    F = L' / T a gap is 1 / F + 2 U (1 - 1 / F) tokens, so that positions are whole and increase
-    strictly. Meant to be used with Linear(F), which makes steps tokens again.
+    Giraffe draws gaps between tokens as real numbers, uniform from almost 0 to 2 with mean 1, and
+    shrinks a row that becomes longer than its T tokens. Here a position counts steps of T / L'
+    tokens: with F = L' / T a gap is 1 / F + 2 U (1 - 1 / F) tokens, so that positions are whole and
+    increase strictly. It is meant for use with Linear(F), which makes tokens of steps again.
     L' = `max_position_embeddings`. Raises ValueError if T exceeds it.
     """
 

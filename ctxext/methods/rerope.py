@@ -8,7 +8,7 @@ from ctxext.attention.pieces import Attention, Band, Piece
 
 
 def log_length(training_length: int | None) -> LogLength | None:
-    """The scale of the queries, unless it is left out."""
+    """The scale of queries over this training length in tokens; None: none."""
     return None if training_length is None else LogLength(training_length)
 
 

@@ -13,7 +13,7 @@ class Resonance(RopeWrapper):
     """f'_i = 2 pi / lambda_i, lambda_i the wavelength 2 pi / f_i of `inner` in whole tokens.
 
     A pair then meets at every turn the very angles that it met in its first one (arXiv 2403.00071).
-    lambda_i is rounded to the nearest number, of two to the even one, and is at least 1; a pair
+    lambda_i is rounded to the nearest number, halves to the even one, and is at least 1; a pair
     that does not rotate stays so. The paper uses it on plain RoPE and after YaRN, whose m is kept.
     Fast pairs change most: pair 0 from 2 pi to 6 tokens.
     """

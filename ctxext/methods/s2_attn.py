@@ -11,9 +11,9 @@ from ctxext.attention.pieces import Attention, Heads, Mask, Piece
 class S2Attn(Attention):
     """Causal attention in groups of G tokens, shifted by G // 2 for half of the heads (2309.12307).
 
-    For cheap training at a new length, in its code with G = T / 4 for rows of T tokens; evaluation
-    is with full attention. As in its flash attention file, the shifted groups at the two ends of a
-    text are shorter; the other file wraps them round: `S2AttnAsReleased`.
+    It makes training at a new length cheap; evaluation is with full attention. The released code
+    has G = T / 4 for rows of T tokens. As in its file for flash attention, the shifted groups at
+    the two ends of a text are shorter; its other file joins them to one: `S2AttnAsReleased`.
     """
 
     paper: ClassVar[str] = "2309.12307"
@@ -35,7 +35,11 @@ class S2Attn(Attention):
 
 @dataclasses.dataclass(frozen=True)
 class _WrappedGroups(Mask):
-    """Groups of a text of `seq_len` tokens that was rolled back by half a group."""
+    """Causal groups of a text of `seq_len` tokens after it was rolled back by half a group.
+
+    Token i is at (i - size / 2) mod seq_len, so that the last group ends with the first tokens of
+    the text, which see its last ones. Beyond `seq_len`, tokens see themselves alone.
+    """
 
     causal: ClassVar[bool] = False
     size: int
@@ -46,7 +50,7 @@ class _WrappedGroups(Mask):
         rolled_key = (key - self.size // 2) % self.seq_len
         same_group = rolled_query // self.size == rolled_key // self.size
         inside = (query < self.seq_len) & (key < self.seq_len)
-        return inside & same_group & (rolled_key <= rolled_query) | (query == key)
+        return (inside & same_group & (rolled_key <= rolled_query)) | (query == key)
 
     def block(self, query: range, key: range) -> tuple[bool, bool]:
         return True, False
@@ -57,9 +61,9 @@ class S2AttnAsReleased(Attention):
     """S2-Attn with its leak: the first G / 2 tokens see the last ones in half of the heads.
 
     As in the file of LongLoRA (arXiv 2309.12307) without flash attention, which rolls a text of
-    `row_length` T tokens round. To repeat such a training, by kernel "dense" and with rows of one
-    document of T tokens; a model trained by it has learned from the future. Raises ValueError for
-    an odd G, where that file moves outputs by one token.
+    `row_length` T tokens round. It is for repeating such a training, with the kernel "dense" and
+    rows of one document of T tokens; a model trained by it has learned from the future. Raises
+    ValueError for an odd G, for which that file moves outputs by one token.
     """
 
     paper: ClassVar[str] = "2309.12307"

@@ -18,7 +18,7 @@ class SelfExtend(Attention):
 
     paper: ClassVar[str] = "2401.01325"
     group_size: int = dataclasses.field(metadata={"example": 4})
-    """G, positions that share one beyond the neighbour window."""
+    """G, neighbouring positions that become one beyond the neighbour window."""
     neighbor_window: int = dataclasses.field(metadata={"example": 1024})
     """W, tokens that keep their exact distance."""
 
@@ -30,6 +30,7 @@ class SelfExtend(Attention):
             )
 
     def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
-        size, window = self.group_size, self.neighbor_window
+        size = self.group_size
+        window = self.neighbor_window
         far = Piece(Band(window), Grouped(size, window - window // size), Grouped(size))
         return Piece(Band(0, window)), far

@@ -12,11 +12,11 @@ from ctxext.methods.lm_infinite import First
 class StreamingLLM(Attention):
     """The first a tokens (attention sinks), the last b and the query itself (arXiv 2309.17453).
 
-    Positions are places in a cache of a + b tokens: the distance to the last b is the true one, and
-    sinks, which are at j, see the query at min(p, a + b). Prefill and decoding equal the released
-    code run token by token at every depth; that code reads a prompt longer than its cache with full
-    attention, which is another model. Fluent at any length; what is neither near nor first is not
-    seen. It needs no training.
+    Positions are slots of a cache of a + b tokens: distances to the last b tokens are the true
+    ones, and for the sinks, token j at position j, the query is at min(p, a + b). Prefill and
+    decoding equal the released code run token by token, in models of any depth; that code reads a
+    prompt that is longer than its cache with full attention, which is another model. Fluent at any
+    length; what is neither near nor first is not seen. It needs no training.
     """
 
     paper: ClassVar[str] = "2309.17453"

@@ -22,10 +22,11 @@ class Constant:
 class String(Attention):
     """Frequent distances in place of rare ones: D up to S, then D - S + W (arXiv 2410.18745).
 
-    The largest distance of a text of l tokens is l - 1 - S + W: for use inside the trained window,
-    whose last distances are seldom trained. It needs no training. The prefill of the released code
-    has the key at D = S in both parts; here it is in the far one only, as in the decoding of that
-    code, whose tables are also multiplied by 0.1 ln 2 + 1 at any length: `attention_factor`.
+    The largest distance of a text of l tokens is l - 1 - S + W. It is for use inside the trained
+    window, whose largest distances are seldom trained, and needs no training. The prefill of the
+    released code has the key at D = S in both parts; here it is in the far one only, as in the
+    decoding of that code. The released code also multiplies its tables by 0.1 ln 2 + 1 at any
+    length: `attention_factor`.
     """
 
     paper: ClassVar[str] = "2410.18745"
