@@ -16,14 +16,12 @@ from ctxext.model.loss import Forward
 from ctxext.rope_by_length import SequenceRotation
 
 RotationAt = Callable[[int], SequenceRotation]
-"""The frequencies of a run for a context of so many positions."""
-BATCH = "batch"
-"""The name of the batch's frequencies among those of a step."""
+"""Maps a number of positions to the frequencies of a run for a context of that length."""
 Sums = dict[str, Array]
 """Sums over the tokens of a microbatch. "weight" divides all others and the loss; each other one
 is a metric of that name."""
-
-
+BATCH = "batch"
+"""The name of the batch's frequencies among those of a step."""
 TEACHER = "teacher"
 """The name of the base's parameters, for a loss that `has_teacher`, among those that are frozen."""
 
@@ -71,7 +69,7 @@ class Loss(abc.ABC):
         """
 
     def check(self, lengths: Lengths, num_layers: int) -> None:  # noqa: B027
-        """Raise ValueError if it cannot train a model of so many layers at these lengths."""
+        """Raise ValueError if it cannot train a model of `num_layers` layers at these lengths."""
 
     def rotations(
         self, positions: np.ndarray, rotation_at: RotationAt
@@ -85,22 +83,25 @@ class Loss(abc.ABC):
     def fixed_rotations(
         self, lengths: Lengths, rotation_at: RotationAt, base_rotation_at: RotationAt
     ) -> dict[str, SequenceRotation]:
-        """The frequencies that it needs at every step, for lengths of the run or of the base."""
+        """Further frequencies by name that are the same at every step.
+
+        rotation_at: for a length, by the scaling of the run. base_rotation_at: by that of the base.
+        """
         return {}
 
     def row_inputs(self, rng: np.random.Generator, lengths: Lengths) -> dict[str, np.ndarray]:
-        """The arrays that it needs of a row besides those of `data.Batch`; a function of `rng`."""
+        """Further arrays of one row, by name, which depend on `rng` alone."""
         return {}
 
     def forward_passes(self, lengths: Lengths) -> dict[int, int]:
-        """{tokens: how many} of the forward passes per row that carry no gradient.
+        """Forward passes per row without a gradient: {tokens of a pass: number of passes}.
 
-        They come on top of the one that does, and `ctxext plan` counts their operations.
+        They come on top of the one with a gradient, and `ctxext plan` counts their operations.
         """
         return {}
 
     def short_passes(self, lengths: Lengths) -> dict[int, int]:
-        """{tokens: how many} of the further passes per row that are trained, without logits."""
+        """Further passes per row with a gradient and without logits: {tokens: number}."""
         return {}
 
     def held_states(self, num_layers: int) -> int:
@@ -116,8 +117,10 @@ def step_rotations(
     lengths: Lengths,
     base_rotation_at: RotationAt,
 ) -> dict[str, SequenceRotation]:
-    """The frequencies of a step by name: the batch's, for a context that reaches to its largest
-    position, and those that the loss asks for. base_rotation_at: those of the base as it is.
+    """The frequencies of a step by name: `BATCH`, and those that the loss asks for.
+
+    Those of the batch are for a context that reaches to its largest position. base_rotation_at:
+    the frequencies of the base before any scaling of the run.
     """
     return {
         BATCH: rotation_at(int(np.max(positions)) + 1),

@@ -16,7 +16,7 @@ from ctxext.rope_by_length import SequenceRotation
 POSITIONS = "skipped_positions"
 """The name of the skipped positions among the arrays of a microbatch."""
 DEVIATION = 5.0
-"""`CREAM.deviation` in the released code, whose mean is 1 + L' / L."""
+"""The `deviation` that the released code gives CREAM; its `mean` there is 1 + L' / L."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class LongRed(Loss):
     Cost: per row, two more forward and backward passes and one forward pass of the base, of one
     window and without logits: for rows of four windows about 60 % more operations. The base takes
     its parameters in the compute dtype once more in full training, and nothing under adapters,
-    where it is there already. `ctxext plan` counts both. Raises ValueError for settings that cannot
-    be.
+    where it is there already. `ctxext plan` counts both. Raises ValueError for settings that leave
+    nothing to compute or name layers that no model has.
     """
 
     paper: ClassVar[str] = "2502.07365"
