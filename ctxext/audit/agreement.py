@@ -1,4 +1,4 @@
-"""Do kernels, block tests and the decode cache keep what the pieces of a method say?"""
+"""Whether kernels, block tests and the decode cache compute what the pieces of a method say."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from ctxext.audit.subject import Subject
 TOKENS = 2048
 """The longest text on which outputs are compared."""
 FEWEST_HEADS = (2, 4, 8)
-"""Heads of the trial, the first of these that make as many sets of heads as the model has."""
+"""Heads of the trial: the first of these numbers that gives as many sets as the model has."""
 TOLERANCE = 1e-4
 """Outputs of about 1 that differ by more are different."""
 TOLERANCE_16_BIT = 3e-2
@@ -47,7 +47,7 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class WrongBlock:
-    """A block of pairs of which `Mask.block` says something else than `Mask.visible`."""
+    """A block of pairs for which `Mask.block` contradicts `Mask.visible`."""
 
     mask: str
     """The class of the mask."""
@@ -58,7 +58,7 @@ class WrongBlock:
 
 
 def wrong_block(subject: Subject, longest: int) -> WrongBlock | None:
-    """The first wrong block of the first `longest` tokens, None if there is none."""
+    """The first wrong block among the first `longest` tokens; None if there is none."""
     T = min(subject.seq_len, longest)
     blocks = [range(first, min(first + BLOCK, T)) for first in range(0, T, BLOCK)]
     masks = dict.fromkeys(
@@ -75,6 +75,7 @@ def wrong_block(subject: Subject, longest: int) -> WrongBlock | None:
 
 
 def _wrong(mask: Mask, queries: range, keys: range) -> str:
+    """A wrong claim of `mask.block`, as in `WrongBlock.says`; empty if it makes none."""
     any_visible, all_visible = mask.block(queries, keys)
     if any_visible and not all_visible:
         return ""  # it makes no claim
@@ -90,7 +91,7 @@ def compare_kernels(subject: Subject) -> list[Agreement]:
     """Every kernel of the table against `dense`, on random queries, keys and values.
 
     Equal outputs mean the same visible keys, at the same rotary distances, counted as often. A
-    kernel of other devices is only asked whether it can do the method.
+    kernel for other devices is only asked whether it can evaluate the method.
     """
     trial = _Trial(subject)
     return [trial.compare(name) for name in kernels.TABLE if name != "dense"]
@@ -131,6 +132,7 @@ class _Trial:
         self.qkv = [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3)]
 
     def compare(self, name: Kernel) -> Agreement:
+        """A kernel against `dense`, in every kind of layer."""
         spec = kernels.TABLE[name]
         here = jax.default_backend()
         platform = spec.platforms[0] if spec.platforms else here
@@ -158,8 +160,9 @@ class _Trial:
         return self._verdict(name, outputs, 0.0 if dtype == jnp.float32 else TOLERANCE_16_BIT)
 
     def _compare_ring(self, name: Kernel) -> Agreement:
+        """The kernel for sequences that are cut over devices, on `RING` of them."""
         if len(jax.devices()) < RING:
-            return Agreement(name, "not run", "it is for several devices, here is one")
+            return Agreement(name, "not run", "it needs several devices, and there is one")
         if self.T % (2 * RING):
             return Agreement(name, "not run", f"{self.T} tokens do not divide into its chunks")
         mesh = Mesh(np.array(jax.devices()[:RING]), ("seq",))
@@ -184,6 +187,7 @@ class _Trial:
         return self._verdict(name, (on_ring(kind) for kind in range(len(self.subject.kinds))))
 
     def compare_cache(self) -> Agreement:
+        """Some tokens, decoded one at a time over a cache, against `dense` over the whole text."""
         attention, T = self.subject.attention, self.T
         rotated = caches_rotated(attention, re_rotated=False)
         shared = {"rotated": rotated, "layers": self.layers}
@@ -241,6 +245,7 @@ class _Trial:
     def _verdict(
         self, name: str, outputs: Iterator[np.ndarray], tolerance: float = 0.0
     ) -> Agreement:
+        """Compare outputs, one per kind of layer, with those of `dense`."""
         for kind, out in enumerate(outputs):
             difference = abs(out - self._run("dense", kind)).max((0, 2, 3))
             wrong = np.flatnonzero(~(difference <= max(tolerance, TOLERANCE)))

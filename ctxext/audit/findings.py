@@ -1,4 +1,4 @@
-"""What is wrong with what a method can see, in a sentence each."""
+"""Everything that is wrong with what a method can see, in a sentence each."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from ctxext.audit.visibility import Row, Visibility
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something that is wrong, or that a model is known not to stand."""
+    """Something that is wrong, or that models are known to fail on."""
 
     kind: str
     """A short name for programs, such as "future"."""
@@ -23,7 +23,7 @@ class Finding:
 
 
 def of_view(visibility: Visibility, leaks: Sequence[Leak], base: Visibility) -> Iterator[Finding]:
-    """What some layers see wrongly. base: full causal attention of the same layers."""
+    """Everything wrong in some layers. base: full causal attention in the same layers."""
     where = f"In {visibility.view.name}: " if visibility.view.name else ""
     for kind, sentence in _of_view(visibility, leaks, base):
         yield Finding(kind, f"{where}{sentence}.")
@@ -34,59 +34,62 @@ def _of_view(
 ) -> Iterator[tuple[str, str]]:
     queries = visibility.queries
     yield from _future(visibility, leaks)
-    if (number := np.flatnonzero(visibility.twice)).size:
-        row = visibility.row(int(queries[number[-1]]))
+    twice = np.flatnonzero(visibility.twice)
+    if twice.size:
+        row = visibility.row(int(queries[twice[-1]]))
         pieces = " and ".join(str(visibility.view.numbers[p]) for p in _pieces_with(row))
         yield (
             "twice",
             f"Keys are counted twice in one softmax: query {row.query:,} has "
             f"{_keys(row.twice)} in pieces {pieces}, and "
-            f"{number.size:,} of {_looked_at(visibility)} have such keys; the weight of these keys "
+            f"{twice.size:,} of {_looked_at(visibility)} have such keys; the weight of these keys "
             "depends on the kernel",
         )
     seen = visibility.keys.sum(1)
-    if (number := np.flatnonzero(seen == 0)).size:
+    blind = np.flatnonzero(seen == 0)
+    if blind.size:
         yield (
             "nothing",
-            f"{number.size:,} of {_looked_at(visibility)} see no key at all, the first is "
-            f"{queries[number[0]]:,}; their output means nothing",
+            f"{blind.size:,} of {_looked_at(visibility)} see no key at all, the first is "
+            f"{queries[blind[0]]:,}; their output means nothing",
         )
-    if (number := np.flatnonzero(~visibility.itself & (seen > 0))).size:
+    not_itself = np.flatnonzero(~visibility.itself & (seen > 0))
+    if not_itself.size:
         yield (
             "itself",
-            f"{number.size:,} of {_looked_at(visibility)} do not see themselves, the first is "
-            f"{queries[number[0]]:,}",
+            f"{not_itself.size:,} of {_looked_at(visibility)} do not see themselves, the first is "
+            f"{queries[not_itself[0]]:,}",
         )
-    negative = visibility.lowest.min(1) < 0
-    if visibility.view.kind.rotates and negative.any():
-        number = np.flatnonzero(negative)
-        lowest = visibility.lowest[number[0]]
+    negative = np.flatnonzero(visibility.lowest.min(1) < 0)
+    if visibility.view.kind.rotates and negative.size:
+        lowest = visibility.lowest[negative[0]]
         piece = visibility.view.numbers[int(lowest.argmin())]
         yield (
             "negative distance",
-            f"Earlier keys are rotated as if they were later: at query {queries[number[0]]:,} "
+            f"Earlier keys are rotated as if they were later: at query {queries[negative[0]]:,} "
             f"piece {piece} has the rotary distance {lowest.min():,g}",
         )
     if visibility.future.any():
-        return  # where a text begins is no question then
+        return  # a text without an order has no beginning to lose
     lost = visibility.without_start() & ~base.without_start()
-    if (number := np.flatnonzero(lost & (seen > 0))).size:
+    no_sink = np.flatnonzero(lost & (seen > 0))
+    if no_sink.size:
         yield (
             "no sink",
-            f"There is no sink: {number.size:,} of {_looked_at(visibility)}, the first is "
-            f"{queries[number[0]]:,}, do not see the beginning of a text (a token that sees itself "
+            f"There is no sink: {no_sink.size:,} of {_looked_at(visibility)}, the first is "
+            f"{queries[no_sink[0]]:,}, do not see the beginning of a text (a token that sees itself "
             "alone), on which models put the weight that they need nowhere else; they fail there "
             "without training (arXiv 2309.17453)",
         )
 
 
 def _future(visibility: Visibility, leaks: Sequence[Leak]) -> Iterator[tuple[str, str]]:
-    number = np.flatnonzero(visibility.future)
-    if number.size:
-        row = visibility.row(int(visibility.queries[number[0]]))
+    early = np.flatnonzero(visibility.future)
+    if early.size:
+        row = visibility.row(int(visibility.queries[early[0]]))
         sentence = (
             f"Queries see the future: query {row.query:,} sees {_keys(row.future)}, and "
-            f"{number.size:,} of {_looked_at(visibility)} see later tokens"
+            f"{early.size:,} of {_looked_at(visibility)} see later tokens"
         )
         if leaks:
             sign = {1: "positive", -1: "negative"}.get(leaks[0].sign, "zero in sum")

@@ -40,7 +40,7 @@ TWICE = "k4"
 def picture(audit: Audit) -> Chart:
     """Queries from top to bottom, keys from left to right, a colour for each piece.
 
-    Paler are keys at rotary distances that pre-training did not have.
+    Keys at rotary distances that pre-training did not have are paler.
     """
     name = audit.subject.name
     title = f"What {name} sees at {audit.subject.seq_len:,} tokens"

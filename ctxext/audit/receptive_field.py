@@ -19,7 +19,7 @@ class ReceptiveField:
     """The tokens that the last one depends on, layer by layer."""
 
     by_layer: list[int]
-    """How many they are after the last layer alone, the last two, and so on."""
+    """How many tokens: after the last layer alone, after the last two, and so on."""
     reached: np.ndarray
     """bool [T], after all layers."""
 

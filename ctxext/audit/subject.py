@@ -63,7 +63,7 @@ class Subject:
     def views(self, kind: LayerKind) -> list["View"]:
         """What layers of this kind see, for each set of heads that see the same.
 
-        Raises ValueError if no piece speaks of some heads.
+        Raises ValueError for heads to which no piece applies.
         """
         pieces = self.pieces
         sets = head_sets(pieces, *self.heads)

@@ -55,7 +55,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-    """What the audited queries see in some layers, an entry or a row [P] of pieces for each."""
+    """What Q audited queries see in some layers: arrays [Q], or [Q, P] for each of P pieces."""
 
     view: View
     seq_len: int
@@ -63,7 +63,7 @@ class Visibility:
     keys: np.ndarray
     """How many keys each piece sees, int [Q, P]."""
     first: np.ndarray
-    """The first visible key, or the length if there is none."""
+    """The first visible key, or the length of the text if there is none."""
     itself: np.ndarray
     """bool: the query sees itself."""
     future: np.ndarray
@@ -115,10 +115,10 @@ class Visibility:
         return float(self.highest.max())
 
     def without_start(self) -> np.ndarray:
-        """bool per query: no key among those it sees sees itself alone.
+        """bool [Q]: the first token that the query sees is not one that sees itself alone.
 
-        In pre-training the first token of every text does, and models give it the weight that they
-        do not need (an attention sink, arXiv 2309.17453).
+        The first token of every text is such a one in pre-training, and models give it the weight
+        that they do not need (an attention sink, arXiv 2309.17453).
         """
         starts = np.unique(self.first[self.first < self.seq_len])
         alone = np.zeros(self.seq_len + 1, bool)
