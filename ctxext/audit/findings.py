@@ -77,9 +77,9 @@ def _of_view(
         yield (
             "no sink",
             f"There is no sink: {no_sink.size:,} of {_looked_at(visibility)}, the first is "
-            f"{queries[no_sink[0]]:,}, do not see the beginning of a text (a token that sees itself "
-            "alone), on which models put the weight that they need nowhere else; they fail there "
-            "without training (arXiv 2309.17453)",
+            f"{queries[no_sink[0]]:,}, do not see the beginning of a text (a token that sees "
+            "itself alone), on which models put the weight that they need nowhere else; they fail "
+            "there without training (arXiv 2309.17453)",
         )
 
 
