@@ -92,7 +92,7 @@ class AuditView:
         if by_layer[0] < T:
             layers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < len(by_layer)]
             reach = [f"{by_layer[n - 1]:,} after {n}" for n in [*layers, len(by_layer)]]
-            yield f"The last token depends on so many tokens by layers: {', '.join(reach)}."
+            yield f"Tokens that the last one depends on, by layers: {', '.join(reach)}."
         if not audit.exact:
             yield (
                 f"Only {len(audit.visibility[0].queries):,} of {T:,} queries were looked at, a "
