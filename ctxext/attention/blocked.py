@@ -78,7 +78,11 @@ def blocked(
             _positions(bias.key_positions, C),
             tiles.OfLayer(kind, tiles.split_slopes(bias.slopes, N // K)),
         )
-    out: Array = _flash(q, k, v, places, tuple(masks), C)
+    # Over several devices, rows and heads are cut already: each device has its own.
+    parts = tiles.WHOLE
+    if sharding is None or sharding.mesh.size == 1:
+        parts = tiles.parts_of(q[0], N // K, platform_of(sharding))
+    out: Array = _flash(q, k, v, places, _Program(tuple(masks), C, parts))
     return out[:, :T]
 
 
@@ -122,8 +126,9 @@ def blocked_chunk(
             work.append((tiles.Tile(piece, needed_mask, size), of_chunk))
     q = tuple(tiles.split(x, size, groups) for x in queries)
     state = tiles.empty_softmax(q[0])
+    parts = tiles.parts_of(q[0], groups, platform_of(None))
     state = tiles.accumulate_softmax(
-        state, q, tuple(keys), values, query_blocks, key_blocks, work, of_layer
+        state, q, tuple(keys), values, query_blocks, key_blocks, work, of_layer, parts
     )
     out, _ = tiles.finish_softmax(state, q[0], queries[0].dtype, size)
     return out
@@ -151,48 +156,70 @@ class _Places(NamedTuple):
         return self.queries._replace(positions=self.key_positions)
 
 
-def _work(masks: tuple[LayerMask, ...], places: _Places, C: int) -> tiles.Work:
+class _Program(NamedTuple):
+    """What decides the program of a call."""
+
+    masks: tuple[LayerMask, ...]
+    size: int
+    """C, tokens per block."""
+    parts: tiles.Parts
+
+
+def _work(program: _Program, places: _Places) -> tiles.Work:
     work = []
     blocks = places.queries
     packed = blocks.segments is not None
-    for piece, mask in enumerate(masks):
-        num_blocks = blocks.start.shape[0]
+    num_blocks = blocks.start.shape[0]
+    C = program.size
+    for piece, mask in enumerate(program.masks):
         full, partly = tiles.pairs_in(mask, places.layer.kind, num_blocks, C, packed=packed)
         for pairs, needed_mask in ((full, None), (partly, mask)):
             work.append((tiles.Tile(piece, needed_mask, C), pairs))
-    return tiles.within_segments(work, blocks, blocks)
+    return tiles.within_segments(work, blocks, blocks, program.parts)
 
 
 def _output_and_lse(
-    q: tuple, k: tuple, v: Array, places: _Places, masks: tuple, C: int
+    q: tuple, k: tuple, v: Array, places: _Places, program: _Program
 ) -> tuple[Array, Array]:
-    state = tiles.empty_softmax(q[0])
-    work = _work(masks, places, C)
     state = tiles.accumulate_softmax(
-        state, q, k, v, places.queries, places.keys, work, places.layer
+        tiles.empty_softmax(q[0]),
+        q,
+        k,
+        v,
+        places.queries,
+        places.keys,
+        _work(program, places),
+        places.layer,
+        program.parts,
     )
-    return tiles.finish_softmax(state, q[0], v.dtype, C)
+    return tiles.finish_softmax(state, q[0], v.dtype, program.size)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _flash(q: tuple, k: tuple, v: Array, places: _Places, masks: tuple, C: int) -> Array:
-    return _output_and_lse(q, k, v, places, masks, C)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _flash(q: tuple, k: tuple, v: Array, places: _Places, program: _Program) -> Array:
+    return _output_and_lse(q, k, v, places, program)[0]
 
 
-def _flash_forward(q: tuple, k: tuple, v: Array, places: _Places, masks: tuple, C: int) -> tuple:
-    out, lse = tiles.named(*_output_and_lse(q, k, v, places, masks, C))
+def _flash_forward(q: tuple, k: tuple, v: Array, places: _Places, program: _Program) -> tuple:
+    out, lse = tiles.named(*_output_and_lse(q, k, v, places, program))
     return out, (q, k, v, places, out, lse)
 
 
-def _flash_backward(masks: tuple, C: int, saved: tuple, grad: Array) -> tuple:
+def _flash_backward(program: _Program, saved: tuple, grad: Array) -> tuple:
     q, k, v, places, out, lse = saved
     groups = out.shape[2] // v.shape[2]
-    out, grad = (tiles.split(x, C, groups) for x in (out, grad))
-    delta = tiles.output_delta(out, grad)
-    work = _work(masks, places, C)
-    state = tiles.zero_gradients((q, k, v))
+    out, grad = (tiles.split(x, program.size, groups) for x in (out, grad))
     gradients = tiles.accumulate_gradients(
-        state, q, k, v, (grad, delta, lse), places.queries, places.keys, work, places.layer
+        tiles.zero_gradients((q, k, v)),
+        q,
+        k,
+        v,
+        (grad, tiles.output_delta(out, grad), lse),
+        places.queries,
+        places.keys,
+        _work(program, places),
+        places.layer,
+        program.parts,
     )
     dq, dk, dv = jax.tree.map(lambda x, like: x.astype(like.dtype), gradients, (q, k, v))
     return dq, dk, dv, None

@@ -6,6 +6,8 @@ recomputes the scores from the saved log-sum-exp.
 
 Shapes: B batch, T tokens, K key-value heads, G queries per key head, H head_dim, M blocks of C
 tokens, P block pairs. Blocked arrays are [M, B, K, C, H], those of queries [M, B, K, G * C, H].
+`Parts` visits the rows and heads of a block pair one part after the other: with r rows and h heads
+in each of S parts, the same arrays are [M, S, r, h, C, H].
 """
 
 import dataclasses
@@ -45,6 +47,15 @@ class Blocks(NamedTuple):
     first: Array | None = None
     positions: tuple[Array, ...] = ()
 
+    def one(self, number: Any, part: Any, parts: "Parts") -> "Blocks":
+        """One of the blocks in the rows of a part: every field without its first axis."""
+        start, *of_tokens = self
+        row_part = part // parts.heads
+        return Blocks(
+            start[number],
+            *jax.tree.map(lambda x: parts.cut_rows(x[number])[row_part], of_tokens),
+        )
+
 
 class OfLayer(NamedTuple):
     """The layer's part of a call: the number of its kind, and the slopes [P, K, G] of P pieces.
@@ -54,6 +65,14 @@ class OfLayer(NamedTuple):
 
     kind: Any = None
     slopes: Array | None = None
+
+    def one(self, part: Any, parts: "Parts") -> "OfLayer":
+        """The same for the heads of a part."""
+        if self.slopes is None:
+            return self
+        P, _, G = self.slopes.shape
+        of_parts = self.slopes.reshape(P, parts.heads, -1, G)
+        return OfLayer(self.kind, of_parts[:, part % parts.heads])
 
 
 ALL_ALIKE = OfLayer()
@@ -67,10 +86,71 @@ class NumberedBlocks(Protocol):
 
 
 class Pairs(NamedTuple):
-    """Block pairs [P, 2] of (query block, key block), of which the first `count` are visited."""
+    """Block pairs [P, 2] of (query block, key block), of which the first `count` are visited.
+
+    Of packed rows, [R, P, 2] and [R]: those of each of the R parts of the rows.
+    """
 
     pairs: Any
     count: Any
+
+    def of_part(self, part: Any, parts: "Parts") -> "Pairs":
+        """The pairs [P, 2] that a part of rows and heads visits."""
+        if self.pairs.ndim == 2:
+            return self
+        row_part = part // parts.heads
+        return Pairs(self.pairs[row_part], self.count[row_part])
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Rows of a batch and key-value heads, cut into parts whose scores stay in the cache of a CPU.
+
+    Either all rows are in one part, or each is in its own.
+    """
+
+    rows: int = 1
+    """Parts of the rows: 1, or B."""
+    heads: int = 1
+    """Parts of the key-value heads, a divisor of K."""
+
+    @property
+    def count(self) -> int:
+        """S, the number of parts."""
+        return self.rows * self.heads
+
+    def cut(self, x: Array, axis: int = 1) -> Array:
+        """[..., B, K, ...] -> [..., S, r, h, ...], with B at `axis`; it moves nothing."""
+        B, K = x.shape[axis : axis + 2]
+        parts = (self.count, B // self.rows, K // self.heads)
+        return x.reshape(*x.shape[:axis], *parts, *x.shape[axis + 2 :])
+
+    def cut_rows(self, x: Array) -> Array:
+        """[B, ...] -> [rows, r, ...]."""
+        return x.reshape(self.rows, -1, *x.shape[1:])
+
+
+WHOLE = Parts()
+"""All rows and heads of a block pair at once: one program per pair of a GPU or TPU."""
+
+SCORES_IN_CACHE = 2**21
+"""Bytes of the scores of a part on a CPU, at most, unless those of one head are more.
+
+Measured with blocks of 512 tokens on two cores: the passes over the scores then find them in the
+cache, and each product is still large enough for both cores."""
+
+
+def parts_of(q: Array, groups: int, platform: str) -> Parts:
+    """The parts in which queries [M, B, K, G * C, H] are visited.
+
+    groups: G.
+    """
+    if platform != "cpu":
+        return WHOLE
+    _, B, K, GC, _ = q.shape
+    per_head = 4 * GC * (GC // groups)
+    sizes = [h for h in range(1, K + 1) if K % h == 0 and h * per_head <= SCORES_IN_CACHE]
+    return Parts(rows=B, heads=K // max(sizes, default=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,38 +167,31 @@ class Tile:
     """The tokens may be of different segments, which then have to be compared."""
 
     def scores(
-        self,
-        q: Array,
-        k: Array,
-        queries: Blocks,
-        keys: Blocks,
-        i: Array,
-        j: Array,
-        layer: OfLayer = ALL_ALIKE,
+        self, q: Array, k: Array, query: Blocks, key: Blocks, layer: OfLayer = ALL_ALIKE
     ) -> Array:
-        """Products q k of block pair (i, j), float32 [B, K, G * C, C]; hidden ones MASK_VALUE.
+        """Products q k of a block pair, float32 [B, K, G * C, C]; hidden ones MASK_VALUE.
 
-        A bias is added as what it is before the scaling.
+        query, key: where these two blocks are, see `Blocks.one`. A bias is added as what it is
+        before the scaling.
         """
         products = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
         if layer.slopes is not None:
-            query, key = queries.positions[self.piece][i], keys.positions[self.piece][j]
-            slopes = layer.slopes[self.piece]
-            bias = linear_bias(slopes * q.shape[-1] ** 0.5, query, key)
+            slopes = layer.slopes[self.piece] * q.shape[-1] ** 0.5
+            bias = linear_bias(slopes, query.positions[self.piece], key.positions[self.piece])
             products = products + bias.reshape(products.shape)
         visible = None
         if self.mask is not None:
             offsets = jnp.arange(self.size)
-            query_index = queries.start[i] + offsets[None, :, None]
-            key_index = keys.start[j] + offsets[None, None, :]
-            if queries.first is not None and not self.mask.by_distance:
+            query_index = query.start + offsets[None, :, None]
+            key_index = key.start + offsets[None, None, :]
+            if query.first is not None and not self.mask.by_distance:
                 # Keys of other documents are hidden below.
-                first = queries.first[i][:, :, None]
+                first = query.first[:, :, None]
                 query_index = query_index - first
                 key_index = key_index - first
             visible = visible_in(self.mask, layer.kind, query_index, key_index)
-        if self.mixed and queries.segments is not None and keys.segments is not None:
-            same_segment = queries.segments[i][:, :, None] == keys.segments[j][:, None, :]
+        if self.mixed and query.segments is not None and key.segments is not None:
+            same_segment = query.segments[:, :, None] == key.segments[:, None, :]
             visible = same_segment if visible is None else visible & same_segment
         if visible is None:
             return products
@@ -208,8 +281,8 @@ def pairs_of_chunk(pairs: np.ndarray, chunk: Any, num_chunks: int, per_chunk: in
     return Pairs(jnp.asarray(padded(tables), jnp.int32)[chunk], counts[chunk])
 
 
-def within_segments(work: Work, queries: Blocks, keys: Blocks) -> Work:
-    """The work that the segments of packed rows leave.
+def within_segments(work: Work, queries: Blocks, keys: Blocks, parts: Parts = WHOLE) -> Work:
+    """The work that the segments of packed rows leave, for each part of the rows.
 
     Block pairs without a common segment are not visited. Fully visible pairs inside a single
     segment need no comparison; all the others get the mask, and so need not be kept apart.
@@ -228,24 +301,26 @@ def within_segments(work: Work, queries: Blocks, keys: Blocks) -> Work:
 
         low, high = first_query[pairs[:, 0]], last_query[pairs[:, 0]]
         key_low, key_high = first_key[pairs[:, 1]], last_key[pairs[:, 1]]
-        visited &= ((low <= key_high) & (key_low <= high)).any(1)
+        in_common = (low <= key_high) & (key_low <= high)
         one_segment = (low == high) & (key_low == key_high) & (low == key_low)
-        inside = visited & is_full & one_segment.all(1)
+        # [P, B] -> [R, P]
+        in_common = in_common.reshape(len(pairs), parts.rows, -1).any(-1).T & visited
+        inside = one_segment.reshape(len(pairs), parts.rows, -1).all(-1).T & visited & is_full
 
         unmixed_tile = dataclasses.replace(full_tile, mixed=False)
-        remaining.append((unmixed_tile, _chosen_first(pairs[:num_full], inside[:num_full])))
-        remaining.append((masked_tile, _chosen_first(pairs, visited & ~inside)))
+        remaining.append((unmixed_tile, _chosen_first(pairs[:num_full], inside[:, :num_full])))
+        remaining.append((masked_tile, _chosen_first(pairs, in_common & ~inside)))
     return remaining
+
+
+def _chosen_first(pairs: Array, chosen: Array) -> Pairs:
+    return Pairs(pairs[jnp.argsort(~chosen, axis=1, stable=True)], chosen.sum(1))
 
 
 def _segment_range(segments: Array) -> tuple[Array, Array]:
     """The first and last segment of each block, [M, B] each; padding comes last."""
     ids = jnp.where(segments > 0, segments, jnp.iinfo(jnp.int32).max + segments)
     return ids.min(-1), ids.max(-1)
-
-
-def _chosen_first(pairs: Array, chosen: Array) -> Pairs:
-    return Pairs(pairs[jnp.argsort(~chosen, stable=True)], chosen.sum())
 
 
 def split(x: Array, size: int, groups: int) -> Array:
@@ -293,16 +368,26 @@ def accumulate_softmax(
     keys: Blocks,
     work: Work,
     layer: OfLayer = ALL_ALIKE,
+    parts: Parts = WHOLE,
 ) -> tuple:
-    """The softmax state with the block pairs of `work` taken in."""
+    """The softmax state with the block pairs of `work` taken in, part after part."""
     scale = _base_2_scale(q[0])
+    cut_q = tuple(parts.cut(x) for x in q)
+    key_block = tuple(_by_part(x, parts) for x in k)
+    value_block = _by_part(v, parts)
 
-    def step(state: tuple, tile: Tile, i: Array, j: Array) -> tuple:
+    def step(state: tuple, tile: Tile, i: Array, j: Array, part: Any) -> tuple:
         values, maxima, sums = state
-        scores = tile.scores(q[tile.piece][i], k[tile.piece][j], queries, keys, i, j, layer)
-        old_max = maxima[i]
+        scores = tile.scores(
+            cut_q[tile.piece][i, part],
+            key_block[tile.piece](j, part),
+            queries.one(i, part, parts),
+            keys.one(j, part, parts),
+            layer.one(part, parts),
+        )
+        old_max = maxima[i, part]
         new_max = jnp.maximum(old_max, scores.max(-1))
-        values_j = v[j]
+        values_j = value_block(j, part)
         weights = jnp.exp2((scores - new_max[..., None]) * scale)
         # At a row's first visible key this is 0, so that it forgets the hidden blocks before.
         shrink = jnp.exp2((old_max - new_max) * scale)
@@ -313,12 +398,12 @@ def accumulate_softmax(
             preferred_element_type=jnp.float32,
         )
         return (
-            values.at[i].set(values[i] * shrink[..., None] + update),
-            maxima.at[i].set(new_max),
-            sums.at[i].set(sums[i] * shrink + weights.sum(-1)),
+            values.at[i, part].set(values[i, part] * shrink[..., None] + update),
+            maxima.at[i, part].set(new_max),
+            sums.at[i, part].set(sums[i, part] * shrink + weights.sum(-1)),
         )
 
-    return _fold(step, state, work)
+    return _fold(step, state, work, parts)
 
 
 def finish_softmax(state: tuple, q: Array, dtype: Any, size: int) -> tuple[Array, Array]:
@@ -351,40 +436,50 @@ def accumulate_gradients(
     keys: Blocks,
     work: Work,
     layer: OfLayer = ALL_ALIKE,
+    parts: Parts = WHOLE,
 ) -> tuple:
     """(dq, dk, dv), float32, with the block pairs of `work` taken in.
 
     saved: the gradient of the output, `output_delta`, and the log-sum-exp.
     """
-    grad, delta, lse = saved
     scale = _base_2_scale(q[0])
     # Products that sum over the queries want them as columns: with rows, CPUs take three times as
     # long. dk and dv are therefore transposed while they grow.
-    q_columns = tuple(x.swapaxes(-1, -2) for x in q)
+    cut_q = tuple(parts.cut(x) for x in q)
+    cut_k = tuple(parts.cut(x) for x in k)
+    cut_v = parts.cut(v)
+    grad, delta, lse = (parts.cut(x) for x in saved)
+    q_columns = tuple(x.swapaxes(-1, -2) for x in cut_q)
     grad_columns = grad.swapaxes(-1, -2)
 
-    def step(state: tuple, tile: Tile, i: Array, j: Array) -> tuple:
+    def step(state: tuple, tile: Tile, i: Array, j: Array, part: Any) -> tuple:
         dq, dk, dv = state
-        q_i, k_j, grad_i = q[tile.piece][i], k[tile.piece][j], grad[i]
-        scores = tile.scores(q_i, k_j, queries, keys, i, j, layer)
+        q_i, k_j = cut_q[tile.piece][i, part], cut_k[tile.piece][j, part]
+        v_j, grad_i = cut_v[j, part], grad[i, part]
+        query, key = queries.one(i, part, parts), keys.one(j, part, parts)
+        scores = tile.scores(q_i, k_j, query, key, layer.one(part, parts))
         # Hidden pairs: exp2(-1e30) = 0. Padding has no gradient.
-        weights = jnp.exp2(scores * scale - lse[i][..., None])
-        d_weights = jnp.einsum("bkqh,bksh->bkqs", grad_i, v[j], preferred_element_type=jnp.float32)
-        d_scores = weights * (d_weights - delta[i][..., None]) * q_i.shape[-1] ** -0.5
+        weights = jnp.exp2(scores * scale - lse[i, part][..., None])
+        d_weights = jnp.einsum("bkqh,bksh->bkqs", grad_i, v_j, preferred_element_type=jnp.float32)
+        d_scores = weights * (d_weights - delta[i, part][..., None]) * q_i.shape[-1] ** -0.5
         d_scores = d_scores.astype(q_i.dtype)
         over_queries = partial(jnp.einsum, "bkhq,bkqs->bkhs", preferred_element_type=jnp.float32)
-        dv_j = over_queries(grad_columns[i], weights.astype(grad_i.dtype))
-        dk_j = over_queries(q_columns[tile.piece][i], d_scores)
+        dv_j = over_queries(grad_columns[i, part], weights.astype(grad_i.dtype))
+        dk_j = over_queries(q_columns[tile.piece][i, part], d_scores)
         dq_i = jnp.einsum("bkqs,bksh->bkqh", d_scores, k_j, preferred_element_type=jnp.float32)
-        dq = tuple(x.at[i].add(dq_i) if n == tile.piece else x for n, x in enumerate(dq))
-        dk = tuple(x.at[j].add(dk_j) if n == tile.piece else x for n, x in enumerate(dk))
-        return dq, dk, dv.at[j].add(dv_j)
+
+        def add(grown: tuple, place: Any, new: Array) -> tuple:
+            return tuple(
+                x.at[place, part].add(new) if n == tile.piece else x for n, x in enumerate(grown)
+            )
+
+        return add(dq, i, dq_i), add(dk, j, dk_j), dv.at[j, part].add(dv_j)
 
     def transposed(state: tuple) -> tuple:
         dq, dk, dv = state
         return dq, tuple(x.swapaxes(-1, -2) for x in dk), dv.swapaxes(-1, -2)
 
-    return transposed(_fold(step, transposed(state), work))
+    return transposed(_fold(step, transposed(state), work, parts))
 
 
 def zero_gradients(tree: Any) -> Any:
@@ -400,20 +495,50 @@ def _base_2_scale(q: Array) -> float:
     return q.shape[-1] ** -0.5 * LOG2E
 
 
-def _fold(step: Callable, state: Any, work: Work) -> Any:
-    """Fold `step(state, tile, i, j)` over the block pairs (i, j) of all pieces."""
-    for tile, (pairs, count) in work:
-        if not pairs.shape[0]:
-            continue
+def _by_part(blocks: NumberedBlocks, parts: Parts) -> Callable[[Any, Any], Array]:
+    """Blocks of keys or values by their number and that of the part, [r, h, C, H] each."""
+    if isinstance(blocks, jax.Array):
+        cut = parts.cut(blocks)
+        return lambda number, part: cut[number, part]
+    return lambda number, part: parts.cut(blocks[number], axis=0)[part]
 
-        def is_unfinished(carry: tuple, count: Any = count) -> Any:
-            return carry[0] < count
 
-        def visit(carry: tuple, tile: Tile = tile, pairs: Array = pairs) -> tuple:
-            n, state = carry
-            return n + 1, step(state, tile, pairs[n, 0], pairs[n, 1])
+def _fold(step: Callable[..., Any], state: Any, work: Work, parts: Parts) -> Any:
+    """Fold `step(state, tile, i, j, part)` over the block pairs (i, j) of all pieces and parts.
 
-        # Not a scan: of a scan, rematerialisation would keep the masks of all pairs, because they
-        # depend on no parameter.
-        _, state = jax.lax.while_loop(is_unfinished, visit, (0, state))
-    return state
+    state: blocked arrays; step sees them cut by `parts`.
+    """
+    shapes = jax.tree.map(lambda x: x.shape, state)
+
+    def take_part(part: Any, state: Any) -> Any:
+        for tile, of_all in work:
+            pairs, count = of_all.of_part(part, parts)
+            if not pairs.shape[0]:
+                continue
+
+            def take_pair(n: Any, state: Any, tile: Tile = tile, pairs: Any = pairs) -> Any:
+                return step(state, tile, pairs[n, 0], pairs[n, 1], part)
+
+            state = _repeat(count, take_pair, state)
+        return state
+
+    state = jax.tree.map(parts.cut, state)
+    state = take_part(0, state) if parts == WHOLE else _repeat(parts.count, take_part, state)
+    return jax.tree.map(lambda x, shape: x.reshape(shape), state, shapes)
+
+
+def _repeat(times: Any, body: Callable[[Any, Any], Any], state: Any) -> Any:
+    """body(n, state) for n = 0, 1, .. times - 1.
+
+    Not a scan: of a scan, rematerialisation would keep the masks of all pairs, because they depend
+    on no parameter.
+    """
+
+    def is_unfinished(carry: tuple) -> Any:
+        return carry[0] < times
+
+    def again(carry: tuple) -> tuple:
+        n, state = carry
+        return n + 1, body(n, state)
+
+    return jax.lax.while_loop(is_unfinished, again, (0, state))[1]
