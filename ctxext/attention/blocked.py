@@ -21,15 +21,16 @@ from ctxext.attention.layers import LayerMask
 from ctxext.attention.pieces import Mask
 
 
-def block_size(seq_len: int, platform: str, heads: int) -> int:
-    """Tokens per block; heads: rows x query heads per device.
+def block_size(seq_len: int, platform: str, heads: int, *, packed: bool = False) -> int:
+    """Tokens per block; heads: rows x query heads per device; packed: rows hold several documents.
 
-    A quarter of the length from 128 on. Measured on CPU with 8 and 16 heads that is the best or
-    close to it, except for whole rows of 1,024, where half is up to a third faster and packed ones
-    skip less; on TPU it is within a tenth of the best by the compiler's estimates with 32 heads.
-    On GPU half of the length, see `tiles.largest_block`.
+    A part of the length from 128 on: of packed rows a quarter, so that more block pairs have no
+    document in common. Of whole rows half on a CPU, where only products of 512 tokens keep both of
+    two cores busy; a quarter on TPU, which is within a tenth of the best by the compiler's
+    estimates with 32 heads. On GPU half, see `tiles.largest_block`.
     """
-    parts = 2 if platform in GPU else 4
+    halves = platform in GPU or (platform == "cpu" and not packed)
+    parts = 2 if halves else 4
     largest = tiles.largest_block(platform, heads)
     sizes = [size for size in (256, 512, 1024) if parts * size <= seq_len and size <= largest]
     return min(max(sizes, default=128), seq_len)
@@ -54,7 +55,7 @@ def blocked(
     _, T, N, _ = queries[0].shape
     K = values.shape[2]
     heads = rows_times_heads(queries[0].shape, sharding)
-    C = block_size(T, platform_of(sharding), heads)
+    C = block_size(T, platform_of(sharding), heads, packed=segment_ids is not None)
     pad = -T % C
 
     # Masks are causal, so that no token sees the padding after the last one; every token sees

@@ -304,8 +304,9 @@ def within_segments(work: Work, queries: Blocks, keys: Blocks, parts: Parts = WH
         in_common = (low <= key_high) & (key_low <= high)
         one_segment = (low == high) & (key_low == key_high) & (low == key_low)
         # [P, B] -> [R, P]
-        in_common = in_common.reshape(len(pairs), parts.rows, -1).any(-1).T & visited
-        inside = one_segment.reshape(len(pairs), parts.rows, -1).all(-1).T & visited & is_full
+        by_part = (len(pairs), parts.rows, first_query.shape[1] // parts.rows)
+        in_common = in_common.reshape(by_part).any(-1).T & visited[None]
+        inside = one_segment.reshape(by_part).all(-1).T & (visited & is_full)[None]
 
         unmixed_tile = dataclasses.replace(full_tile, mixed=False)
         remaining.append((unmixed_tile, _chosen_first(pairs[:num_full], inside[:, :num_full])))

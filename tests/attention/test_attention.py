@@ -264,13 +264,28 @@ def test_blocked_equals_dense_in_values_and_gradients(attention: Attention, T: i
     [
         pytest.param(SelfExtend(4, 30), 300, marks=pytest.mark.check),
         (Causal(), 700),
-        (SelfExtend(8, 200), 700),
+        pytest.param(SelfExtend(8, 200), 700, marks=pytest.mark.check),
         (LMInfinite(150, 4), 700),
     ],
     ids=repr,
 )
 def test_blocked_equals_dense_on_packed_rows(attention: Attention, T: int):
     compare(attention, T, jnp.asarray(packed(2, T)))
+
+
+def test_parts_of_rows_and_heads_change_nothing(monkeypatch):
+    """Each row, and each head of a row, by itself: what a CPU does with larger blocks."""
+    monkeypatch.setattr(tiles, "SCORES_IN_CACHE", 1)
+    one = tiles.parts_of(jnp.zeros((3, 2, 4, 256, 8)), 2, "cpu")
+    assert one == tiles.Parts(rows=2, heads=4)
+    compare(SelfExtend(8, 200), 700, jnp.asarray(packed(2, 700)))
+
+
+def test_parts_hold_as_many_heads_as_fit_into_the_cache():
+    q = jax.ShapeDtypeStruct((4, 8, 6, 512, 64), jnp.float32)
+    assert tiles.parts_of(q, 1, "cpu") == tiles.Parts(rows=8, heads=3)  # two heads of 1 MiB
+    assert tiles.parts_of(q, 2, "cpu") == tiles.Parts(rows=8, heads=2)  # three of half as much
+    assert tiles.parts_of(q, 1, "tpu") == tiles.parts_of(q, 1, "gpu") == tiles.WHOLE
 
 
 def test_segments_may_have_any_numbers_in_any_order():
@@ -303,11 +318,20 @@ def test_in_packed_rows_only_pairs_with_a_common_segment_are_visited(
     same = (segments[:, :, None] == segments[:, None, :]).reshape(cut)
     visits = np.zeros((blocks, blocks), int)
     for tile, (chosen, count) in tiles.within_segments(work, where, where):
-        for i, j in np.asarray(chosen)[: int(count)]:
+        for i, j in np.asarray(chosen)[0, : int(count[0])]:
             visits[i, j] += 1
             assert tile.mixed == (tile.mask is not None)
             assert tile.mixed or (visible & same)[:, i, :, j].all()
     np.testing.assert_array_equal(visits, visible.any((0, 2, 4)) & same.any((0, 2, 4)))
+
+    of_rows = np.zeros((2, blocks, blocks), int)
+    by_row = tiles.Parts(rows=2)
+    for tile, (chosen, count) in tiles.within_segments(work, where, where, by_row):
+        for row in range(2):
+            for i, j in np.asarray(chosen)[row, : int(count[row])]:
+                of_rows[row, i, j] += 1
+                assert tile.mixed or (visible & same)[row, i, :, j].all()
+    np.testing.assert_array_equal(of_rows, visible.any((2, 4)) & same.any((2, 4)))
 
 
 def test_blocked_equals_dense_in_bfloat16():
@@ -316,7 +340,9 @@ def test_blocked_equals_dense_in_bfloat16():
 
 def test_larger_blocks_of_longer_texts():
     lengths = (5, 300, 1023, 1024, 2047, 2048, 65536)
-    assert [block_size(T, "cpu", 8) for T in lengths] == [5, 128, 128, 256, 256, 512, 512]
+    assert [block_size(T, "cpu", 8) for T in lengths] == [5, 128, 256, 512, 512, 512, 512]
+    packed = [block_size(T, "cpu", 8, packed=True) for T in lengths]
+    assert packed == [5, 128, 128, 256, 256, 512, 512]
     assert [block_size(T, "gpu", 8) for T in lengths] == [5, 128, 256, 512, 512, 1024, 1024]
     widths = (32, 64, 65, 256, 1024, 4096)
     assert [block_size(8192, "gpu", n) for n in widths] == [1024, 1024, 512, 512, 256, 128]

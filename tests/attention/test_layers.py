@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctxext.attention import Band, Causal, LayerKind, Layers, make_attention
+from ctxext.attention import Band, Causal, LayerKind, Layers, make_attention, tiles
 from ctxext.attention.bias import LinearBias, alibi_slopes
 from ctxext.attention.kernels import choose, explain
 from ctxext.attention.layers import PerKind
@@ -108,7 +108,10 @@ RING = ("ring", Mesh(seq=2, tensor=2), 64)
     ],
     ids=str,
 )
-def test_a_traced_kind_gives_what_dense_gives_for_that_layer(kernel, mesh, T, attention, kind):
+def test_a_traced_kind_gives_what_dense_gives_for_that_layer(
+    kernel, mesh, T, attention, kind, monkeypatch
+):
+    monkeypatch.setattr(tiles, "SCORES_IN_CACHE", 1)  # each head in its own part
     layers = Layers(WINDOWS, LinearBias(SLOPES))
     expected = value_and_gradients("dense", attention, layers, kind, T=T)
     actual = value_and_gradients(kernel, attention, layers, jnp.int32(kind), mesh=mesh, T=T)
