@@ -18,6 +18,7 @@ from ctxext.attention.bias import PositionBias
 from ctxext.attention.devices import GPU, platform_of, rows_times_heads
 from ctxext.attention.documents import first_tokens
 from ctxext.attention.layers import LayerMask
+from ctxext.attention.parts import WHOLE, Parts, parts_of
 from ctxext.attention.pieces import Mask
 
 
@@ -30,9 +31,9 @@ def block_size(seq_len: int, platform: str, heads: int, *, packed: bool = False)
     estimates with 32 heads. On GPU half, see `tiles.largest_block`.
     """
     halves = platform in GPU or (platform == "cpu" and not packed)
-    parts = 2 if halves else 4
+    share = 2 if halves else 4
     largest = tiles.largest_block(platform, heads)
-    sizes = [size for size in (256, 512, 1024) if parts * size <= seq_len and size <= largest]
+    sizes = [size for size in (256, 512, 1024) if share * size <= seq_len and size <= largest]
     return min(max(sizes, default=128), seq_len)
 
 
@@ -80,9 +81,9 @@ def blocked(
             tiles.OfLayer(kind, tiles.split_slopes(bias.slopes, N // K)),
         )
     # Over several devices, rows and heads are cut already: each device has its own.
-    parts = tiles.WHOLE
+    parts = WHOLE
     if sharding is None or sharding.mesh.size == 1:
-        parts = tiles.parts_of(q[0], N // K, platform_of(sharding))
+        parts = parts_of(q[0], N // K, platform_of(sharding))
     out: Array = _flash(q, k, v, places, _Program(tuple(masks), C, parts))
     return out[:, :T]
 
@@ -127,7 +128,7 @@ def blocked_chunk(
             work.append((tiles.Tile(piece, needed_mask, size), of_chunk))
     q = tuple(tiles.split(x, size, groups) for x in queries)
     state = tiles.empty_softmax(q[0])
-    parts = tiles.parts_of(q[0], groups, platform_of(None))
+    parts = parts_of(q[0], groups, platform_of(None))
     state = tiles.accumulate_softmax(
         state, q, tuple(keys), values, query_blocks, key_blocks, work, of_layer, parts
     )
@@ -163,7 +164,7 @@ class _Program(NamedTuple):
     masks: tuple[LayerMask, ...]
     size: int
     """C, tokens per block."""
-    parts: tiles.Parts
+    parts: Parts
 
 
 def _work(program: _Program, places: _Places) -> tiles.Work:

@@ -6,8 +6,7 @@ recomputes the scores from the saved log-sum-exp.
 
 Shapes: B batch, T tokens, K key-value heads, G queries per key head, H head_dim, M blocks of C
 tokens, P block pairs. Blocked arrays are [M, B, K, C, H], those of queries [M, B, K, G * C, H].
-`Parts` visits the rows and heads of a block pair one part after the other: with r rows and h heads
-in each of S parts, the same arrays are [M, S, r, h, C, H].
+Cut into S parts of r rows and h heads (`parts`), the same arrays are [M, S, r, h, C, H].
 """
 
 import dataclasses
@@ -25,6 +24,7 @@ from ctxext.attention.bias import linear_bias
 from ctxext.attention.dense import MASK_VALUE
 from ctxext.attention.devices import GPU
 from ctxext.attention.layers import LayerMask, PerKind, visible_in
+from ctxext.attention.parts import WHOLE, Parts
 from ctxext.attention.pieces import Mask
 
 SAVED_NAME = "attention"
@@ -47,7 +47,7 @@ class Blocks(NamedTuple):
     first: Array | None = None
     positions: tuple[Array, ...] = ()
 
-    def one(self, number: Any, part: Any, parts: "Parts") -> "Blocks":
+    def one(self, number: Any, part: Any, parts: Parts) -> "Blocks":
         """One of the blocks in the rows of a part: every field without its first axis."""
         start, *of_tokens = self
         row_part = part // parts.heads
@@ -66,7 +66,7 @@ class OfLayer(NamedTuple):
     kind: Any = None
     slopes: Array | None = None
 
-    def one(self, part: Any, parts: "Parts") -> "OfLayer":
+    def one(self, part: Any, parts: Parts) -> "OfLayer":
         """The same for the heads of a part."""
         if self.slopes is None:
             return self
@@ -94,63 +94,12 @@ class Pairs(NamedTuple):
     pairs: Any
     count: Any
 
-    def of_part(self, part: Any, parts: "Parts") -> "Pairs":
+    def of_part(self, part: Any, parts: Parts) -> "Pairs":
         """The pairs [P, 2] that a part of rows and heads visits."""
         if self.pairs.ndim == 2:
             return self
         row_part = part // parts.heads
         return Pairs(self.pairs[row_part], self.count[row_part])
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """Rows of a batch and key-value heads, cut into parts whose scores stay in the cache of a CPU.
-
-    Either all rows are in one part, or each is in its own.
-    """
-
-    rows: int = 1
-    """Parts of the rows: 1, or B."""
-    heads: int = 1
-    """Parts of the key-value heads, a divisor of K."""
-
-    @property
-    def count(self) -> int:
-        """S, the number of parts."""
-        return self.rows * self.heads
-
-    def cut(self, x: Array, axis: int = 1) -> Array:
-        """[..., B, K, ...] -> [..., S, r, h, ...], with B at `axis`; it moves nothing."""
-        B, K = x.shape[axis : axis + 2]
-        parts = (self.count, B // self.rows, K // self.heads)
-        return x.reshape(*x.shape[:axis], *parts, *x.shape[axis + 2 :])
-
-    def cut_rows(self, x: Array) -> Array:
-        """[B, ...] -> [rows, r, ...]."""
-        return x.reshape(self.rows, -1, *x.shape[1:])
-
-
-WHOLE = Parts()
-"""All rows and heads of a block pair at once: one program per pair of a GPU or TPU."""
-
-SCORES_IN_CACHE = 2**21
-"""Bytes of the scores of a part on a CPU, at most, unless those of one head are more.
-
-Measured with blocks of 512 tokens on two cores: the passes over the scores then find them in the
-cache, and each product is still large enough for both cores."""
-
-
-def parts_of(q: Array, groups: int, platform: str) -> Parts:
-    """The parts in which queries [M, B, K, G * C, H] are visited.
-
-    groups: G.
-    """
-    if platform != "cpu":
-        return WHOLE
-    _, B, K, GC, _ = q.shape
-    per_head = 4 * GC * (GC // groups)
-    sizes = [h for h in range(1, K + 1) if K % h == 0 and h * per_head <= SCORES_IN_CACHE]
-    return Parts(rows=B, heads=K // max(sizes, default=1))
 
 
 @dataclasses.dataclass(frozen=True)

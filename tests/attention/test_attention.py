@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxext.attention import Attention, Band, Causal, blocked, dense, make_attention, tiles
+from ctxext.attention import Attention, Band, Causal, blocked, dense, make_attention, parts, tiles
 from ctxext.attention.blocked import block_size
+from ctxext.attention.parts import WHOLE, Parts, parts_of
 from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.rope import RopeBase, Unscaled
@@ -275,17 +276,17 @@ def test_blocked_equals_dense_on_packed_rows(attention: Attention, T: int):
 
 def test_parts_of_rows_and_heads_change_nothing(monkeypatch):
     """Each row, and each head of a row, by itself: what a CPU does with larger blocks."""
-    monkeypatch.setattr(tiles, "SCORES_IN_CACHE", 1)
-    one = tiles.parts_of(jnp.zeros((3, 2, 4, 256, 8)), 2, "cpu")
-    assert one == tiles.Parts(rows=2, heads=4)
+    monkeypatch.setattr(parts, "SCORES_IN_CACHE", 1)
+    one = parts_of(jnp.zeros((3, 2, 4, 256, 8)), 2, "cpu")
+    assert one == Parts(rows=2, heads=4)
     compare(SelfExtend(8, 200), 700, jnp.asarray(packed(2, 700)))
 
 
 def test_parts_hold_as_many_heads_as_fit_into_the_cache():
     q = jax.ShapeDtypeStruct((4, 8, 6, 512, 64), jnp.float32)
-    assert tiles.parts_of(q, 1, "cpu") == tiles.Parts(rows=8, heads=3)  # two heads of 1 MiB
-    assert tiles.parts_of(q, 2, "cpu") == tiles.Parts(rows=8, heads=2)  # three of half as much
-    assert tiles.parts_of(q, 1, "tpu") == tiles.parts_of(q, 1, "gpu") == tiles.WHOLE
+    assert parts_of(q, 1, "cpu") == Parts(rows=8, heads=3)  # two heads of 1 MiB
+    assert parts_of(q, 2, "cpu") == Parts(rows=8, heads=2)  # three of half as much
+    assert parts_of(q, 1, "tpu") == parts_of(q, 1, "gpu") == WHOLE
 
 
 def test_segments_may_have_any_numbers_in_any_order():
@@ -325,7 +326,7 @@ def test_in_packed_rows_only_pairs_with_a_common_segment_are_visited(
     np.testing.assert_array_equal(visits, visible.any((0, 2, 4)) & same.any((0, 2, 4)))
 
     of_rows = np.zeros((2, blocks, blocks), int)
-    by_row = tiles.Parts(rows=2)
+    by_row = Parts(rows=2)
     for tile, (chosen, count) in tiles.within_segments(work, where, where, by_row):
         for row in range(2):
             for i, j in np.asarray(chosen)[row, : int(count[row])]:

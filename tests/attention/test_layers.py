@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctxext.attention import Band, Causal, LayerKind, Layers, make_attention, tiles
+from ctxext.attention import Band, Causal, LayerKind, Layers, make_attention, parts
 from ctxext.attention.bias import LinearBias, alibi_slopes
 from ctxext.attention.kernels import choose, explain
 from ctxext.attention.layers import PerKind
@@ -111,7 +111,7 @@ RING = ("ring", Mesh(seq=2, tensor=2), 64)
 def test_a_traced_kind_gives_what_dense_gives_for_that_layer(
     kernel, mesh, T, attention, kind, monkeypatch
 ):
-    monkeypatch.setattr(tiles, "SCORES_IN_CACHE", 1)  # each head in its own part
+    monkeypatch.setattr(parts, "SCORES_IN_CACHE", 1)  # each head in its own part
     layers = Layers(WINDOWS, LinearBias(SLOPES))
     expected = value_and_gradients("dense", attention, layers, kind, T=T)
     actual = value_and_gradients(kernel, attention, layers, jnp.int32(kind), mesh=mesh, T=T)
