@@ -54,30 +54,29 @@ def packed() -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def outcome(kernel: str, mesh: Mesh = ONE_DEVICE) -> list[np.ndarray]:
-    """The output and the gradients of q, k and v."""
+def outcome(kernel: str, mesh: Mesh = ONE_DEVICE, *, gradients: bool = True) -> list[np.ndarray]:
+    """The output and, if asked for, the gradients of q, k and v."""
     q, k, v, weights = arrays()
     positions, segments = (jnp.asarray(x) for x in packed())
     rotation = rotation_for(Unscaled(), Everything(), BASE, LENGTH)
 
-    @jax.jit
-    def gradients(q, k, v, rotation):
-        def loss(q, k, v):
-            q, k, v = (ring_order(x, mesh) for x in (q, k, v))
-            attend = make_sharded_attention(
-                mesh,
-                Everything(),
-                kernel,
-                rotation,
-                ring_order(positions, mesh),
-                ring_order(segments, mesh),
-            )
-            out = token_order(attend(q, k, v, None, None)[0], mesh)
-            return (out * weights).sum(), out
+    def loss(q, k, v, rotation):
+        q, k, v = (ring_order(x, mesh) for x in (q, k, v))
+        attend = make_sharded_attention(
+            mesh,
+            Everything(),
+            kernel,
+            rotation,
+            ring_order(positions, mesh),
+            ring_order(segments, mesh),
+        )
+        out = token_order(attend(q, k, v, None, None)[0], mesh)
+        return (out * weights).sum(), out
 
-        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
-
-    (_, out), grads = gradients(q, k, v, rotation)
+    if not gradients:
+        return [np.asarray(jax.jit(loss)(q, k, v, rotation)[1])]
+    of_loss = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+    (_, out), grads = of_loss(q, k, v, rotation)
     return [np.asarray(x) for x in (out, *grads)]
 
 
@@ -103,10 +102,9 @@ def test_dense_is_the_definition():
     ("kernel", "mesh"),
     [
         ("blocked", ONE_DEVICE),
-        ("ring", Mesh(seq=2)),
         *(
             pytest.param("ring", mesh, marks=pytest.mark.check)
-            for mesh in (Mesh(seq=4), Mesh(seq=8), Mesh(fsdp=2, seq=2, tensor=2))
+            for mesh in (Mesh(seq=2), Mesh(seq=4), Mesh(seq=8), Mesh(fsdp=2, seq=2, tensor=2))
         ),
         pytest.param("blocked", Mesh(fsdp=2, tensor=2), marks=pytest.mark.check),
     ],
@@ -116,6 +114,12 @@ def test_kernels_equal_dense_in_values_and_gradients(kernel: str, mesh: Mesh):
     for actual, expected in zip(outcome(kernel, mesh), outcome("dense"), strict=True):
         scale = max(1, abs(expected).max())
         np.testing.assert_allclose(actual, expected, atol=1e-5 * scale, rtol=0)
+
+
+def test_a_ring_equals_dense_in_values():
+    """The gradients take twice as long to compile: `make check` compares them."""
+    (actual,) = outcome("ring", Mesh(seq=2), gradients=False)
+    np.testing.assert_allclose(actual, outcome("dense")[0], atol=1e-5, rtol=0)
 
 
 CONFIG = tiny.config(num_hidden_layers=1)

@@ -194,9 +194,9 @@ def experiment_of(texts: Path, **changes) -> Experiment:
     return dataclasses.replace(experiment, **{"loss": LongRed(), "rope": None, **changes})
 
 
-def sharp_base() -> LM:
+def sharp_base(config=CONFIG) -> LM:
     """A base whose attention, and so its hidden states, depend much on positions."""
-    return LM(CONFIG, tiny.params(CONFIG), ByteTokenizer())  # pyright: ignore[reportArgumentType]
+    return LM(config, tiny.params(config), ByteTokenizer())  # pyright: ignore[reportArgumentType]
 
 
 def first_steps(
@@ -204,7 +204,7 @@ def first_steps(
 ) -> list[dict[str, float]]:
     """The metrics of the first steps, as `training.loop` takes them."""
     base = base or sharp_base()
-    shapes = state_shapes(experiment, CONFIG)
+    shapes = state_shapes(experiment, base.config)
     params, frozen = split_params(experiment, base, shapes)
     params = jax.device_put(
         jax.tree.map(jnp.array, params), jax.tree.map(lambda leaf: leaf.sharding, shapes[0])
@@ -212,7 +212,7 @@ def first_steps(
     opt_state = experiment.optim.build(experiment.train.steps).init(params)
     rows = experiment.data.open(base.tokenizer)
     batches = Batches(experiment, base, rows)
-    step_fn = compiled_step(experiment, CONFIG)
+    step_fn = compiled_step(experiment, base.config)
     metrics = []
     for step in range(count):
         batch = batches.draw(step)
@@ -251,15 +251,17 @@ def test_a_run_begins_at_its_teacher_and_moves_away_from_it(texts: Path, trainab
 @pytest.mark.parametrize("quantize", ["nf4", "nf4-double"])
 def test_over_a_base_in_four_bits_it_is_that_over_the_values_of_the_base(texts: Path, quantize):
     """Of the model and of its teacher, which are the same codes."""
-    experiment = experiment_of(texts, rope=Linear(2.0), trainable=LoRA(quantize=quantize))
-    steps = first_steps(experiment, 2)
-    base = sharp_base()
-    of_values = LM(CONFIG, with_plain_values(base.params, quantize), base.tokenizer)
+    base = sharp_base(dataclasses.replace(CONFIG, intermediate_size=128))  # whole blocks
+    experiment = experiment_of(
+        texts, model=base.config, rope=Linear(2.0), trainable=LoRA(quantize=quantize)
+    )
+    steps = first_steps(experiment, 2, base)
+    of_values = LM(base.config, with_plain_values(base.params, quantize), base.tokenizer)
     plain = dataclasses.replace(experiment, trainable=LoRA())
     expected = first_steps(plain, 2, of_values)
     for actual, of_plain in zip(steps, expected, strict=True):
         assert actual == pytest.approx(of_plain, rel=1e-4)
-    (of_base, *_) = first_steps(plain, 1)
+    (of_base,) = first_steps(plain, 1, base)
     assert of_base["short_distance"] != pytest.approx(steps[0]["short_distance"], rel=1e-3)
 
 
