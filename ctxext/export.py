@@ -18,6 +18,7 @@ from ctxext.interop.formats import find_format, recognize
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, storage_dtype
 from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.model_card import public_name
+from ctxext.interop.native_attention import native_config
 from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_spec
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
@@ -129,10 +130,11 @@ def _write(
     check(lm.config, lm.scaling, lm.attention, to=to, window=window, dtype=options.dtype)
     if not allow_shorter:
         check_length(lm.config, lm.scaling, lm.context, window)
+    config = config_with(lm.attention, lm.config, to=to)
     if options.shards is not None and not find_format(to).takes_shards:
         raise ValueError("only Meta's format has a number of shards; --shards needs --to meta")
     model = StoredModel(
-        lm.config, lm.scaling, window, tensors, lm.tokenizer, lm.generation_config, lm.about
+        config, lm.scaling, window, tensors, lm.tokenizer, lm.generation_config, lm.about
     )
     find_format(to).write(out, model, options)
     return out
@@ -152,7 +154,7 @@ def check(
     `window`: the extended window L', tokens.
     """
     output = find_format(to)
-    check_attention(attention, to=to)
+    config = config_with(attention, config, to=to)
     output.check(config, scaling, window=window, dtype=dtype)
 
 
@@ -168,14 +170,21 @@ def check_length(
     context.check_length(rope_spec(scaling, config, window).length)
 
 
-def check_attention(attention: Attention, *, to: str) -> None:
-    """Raise ValueError for anything but causal attention, for which no format has a field."""
-    if attention != Causal():
+def config_with(attention: Attention, config: LlamaConfig, *, to: str) -> LlamaConfig:
+    """The shape of a model that attends so by itself, as the format `to` holds it.
+
+    Raises ValueError for attention for which the format has no field.
+    """
+    if attention == Causal():
+        return config
+    native = native_config(config, attention) if to == "hf" else None
+    if native is None:
         raise ValueError(
             f"{type(attention).__name__} is a way to run a model, for which the {to} format has no "
             "field; export with causal attention (in an experiment: export=None) and choose it "
             "again when loading"
         )
+    return native
 
 
 def run_card(run: RunDir, model: EvaluatedModel) -> dict[str, Any]:
@@ -239,7 +248,7 @@ def export_adapter(
     config, scaling = loading.read_config(path, trust=trust)
     settings = run.settings()
     attention = read_saved(run.config_file, Attention, key="attention", trust=trust)
-    check_attention(attention, to="peft")
+    config_with(attention, config, to="peft")
     # The base has to declare these frequencies.
     window = config.max_position_embeddings
     check(config, scaling, Causal(), to="hf", window=window, dtype="float32")

@@ -84,6 +84,8 @@ class Rotation(NamedTuple):
     """The context that these are for, in tokens, where attention follows it; None elsewhere."""
     sliding: "Rotation | None" = None
     """What layers with a sliding window rotate by; None: what all layers do."""
+    stretch: "tuple[Any, Rotation] | None" = None
+    """`first` and the other frequencies of an `attention.pieces.Stretch`; None where none is."""
 
     def tables(
         self, positions: Int[Array, "*shape"], part: Float[Array, "*shape"] | None = None
@@ -123,6 +125,8 @@ class Float32Rotation(NamedTuple):
     """The context that these are for, in tokens, where attention follows it; None elsewhere."""
     sliding: "Float32Rotation | None" = None
     """What layers with a sliding window rotate by; None: what all layers do."""
+    stretch: "tuple[Any, Float32Rotation] | None" = None
+    """`first` and the other frequencies of an `attention.pieces.Stretch`; None where none is."""
 
     def tables(
         self, positions: Int[Array, "*shape"], part: Float[Array, "*shape"] | None = None

@@ -287,8 +287,9 @@ written as a Ministral, as transformers 5 reads it. Falcon RW (`alibi` true) is 
 transformers rounds its bias to bfloat16 and, in eager attention, adds it twice. For MPT,
 `alibi_bias_max` counts, as in the code of its authors; transformers takes it to be 8, so that a
 proof leaves transformers out where it is not. Layers that differ in their windows or their rotation
-share one compiled program. The fused kernels of TPUs and GPUs leave layers that differ in their
-windows, and ALiBi, to the kernel `blocked`.
+share one compiled program. A Ministral 3 has its temperature by its own `config.json`, and the
+method `ministral3-temperature` on a Llama is exported as one. The fused kernels of TPUs and GPUs
+leave layers that differ in their windows, and ALiBi, to the kernel `blocked`.
 
 In a Ministral, Qwen2 or Qwen3 with windows in some layers, `rope_parameters` may be by layer type
 (`full_attention`, `sliding_attention`), as Gemma 3 and Olmo 3 have them: each type with its theta,
@@ -333,6 +334,7 @@ PART_NAMES = {
     "windowed": "windows in some layers",
     "rotary": "layers that do not rotate",
     "alibi_exponent": "ALiBi",
+    "temperature_beta": "queries scaled by position",
 }
 
 

@@ -74,7 +74,7 @@ def make_attention(
     cut: the sharding cuts the sequences, and everything along T comes in `ring.zigzag` order.
     layers: how layers differ from each other.
     """
-    pieces = pieces_at(attention, rotation)
+    pieces = layers.scaled(pieces_at(attention, rotation))
     mapped: Any = ((), ())
     if has_bias(layers.bias, pieces):
         mapped = mapped_positions(pieces, positions, segment_ids)

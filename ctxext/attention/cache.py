@@ -103,8 +103,9 @@ def caches_rotated(attention: Attention, *, re_rotated: bool) -> bool:
     """True if rotated keys can be cached: all pieces rotate them alike, and no step does anew."""
     if re_rotated:
         return False
-    maps = [piece.key_positions for piece in pieces_of_any_length(attention)]
-    return all(position_map == maps[0] for position_map in maps)
+    pieces = pieces_of_any_length(attention)
+    turns = [(piece.key_positions, piece.stretched) for piece in pieces]
+    return all(turn == turns[0] for turn in turns)
 
 
 def prefill(
@@ -176,7 +177,7 @@ def prefill_chunk(
     those of the whole prompt, so that the chunks together equal `prefill`. The kind of a layer is
     not traced.
     """
-    pieces = pieces_at(attention, rotation)
+    pieces = layers.scaled(pieces_at(attention, rotation))
     num_slots = num_chunks * tokens
     query_index = (chunk * tokens + jnp.arange(tokens))[None]
     key_index = jnp.arange(num_slots)[None]

@@ -58,7 +58,7 @@ def decode(
     `lengths` of the first `prompt_slots` slots. None of several continuations computes with the
     slots of the others. rotated: see `cache.caches_rotated`.
     """
-    pieces = pieces_at(attention, rotation)
+    pieces = layers.scaled(pieces_at(attention, rotation))
     B = lengths.shape[0]
     C = continuations
     lengths = lengths[:, None]

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ctxext.attention.bias import LinearBias
-from ctxext.attention.pieces import Mask, Piece, within
+from ctxext.attention.pieces import Mask, Piece, QueryScale, within
 from ctxext.attention.tables import Tables
+from ctxext.attention.temperature import scaled
 from ctxext.rope import rotate
 
 Kind = int | Array
@@ -71,10 +72,22 @@ def visible_in(mask: LayerMask, kind: Any, query: Any, key: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The kinds of layers of a model, and the bias that all of them add to their scores."""
+    """The kinds of layers of a model, and the bias and the temperature that all of them have."""
 
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
     bias: LinearBias | None = None
+    query_scale: QueryScale | None = None
+    """What the queries of all layers are multiplied by, by their positions; None: nothing."""
+
+    def scaled(self, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+        """The pieces of a method as layers of this model evaluate them, with its own scale.
+
+        Raises ValueError for a method that scales the queries of some layers only.
+        """
+        if self.query_scale is None:
+            return tuple(pieces)
+        names = "the temperature of this model and that of the method"
+        return tuple(scaled(piece, self.query_scale, names) for piece in pieces)
 
     def masks(self, pieces: Sequence[Piece], kind: Kind = 0) -> tuple[LayerMask, ...]:
         """The mask of each piece, as layers of this kind evaluate it."""

@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 
 from ctxext.attention.pieces import Attention, Piece
-from ctxext.rope import Angles, Float32Rotation, RopeBase, RopeScaling, Rotation, rotation_at
+from ctxext.rope import (
+    Angles,
+    Float32Rotation,
+    Rope,
+    RopeBase,
+    RopeScaling,
+    Rotation,
+    rope_at,
+    rotation_at,
+    scaling_name,
+)
 from ctxext.rope_by_length import RotationByLength, SequenceRotation
 
 SHORT, LONG = 1024, 2**20
@@ -20,11 +30,38 @@ def rotation_for(
     seq_len: int,
     angles: Angles = "exact",
 ) -> Rotation | Float32Rotation:
-    """`rotation_at`, with the length for attention that follows it; raises ValueError as that."""
-    rotation = rotation_at(scaling, base, seq_len, angles)
+    """`rotation_at`, with what attention needs: the length that it follows, its `stretch`.
+
+    Raises ValueError as `rotation_at`, and for two methods that do not go together.
+    """
+    rotation = _with_stretch(scaling, attention, base, seq_len, angles)
     if not attention.depends_on_length:
         return rotation
     return rotation._replace(seq_len=np.int32(seq_len))
+
+
+@functools.lru_cache(maxsize=1024)
+def _with_stretch(
+    scaling: RopeScaling, attention: Attention, base: RopeBase, seq_len: int, angles: Angles
+) -> Rotation | Float32Rotation:
+    rotation = rotation_at(scaling, base, seq_len, angles)
+    stretch = attention.stretch(rope_at(scaling, base, seq_len), base, seq_len)
+    if stretch is None:
+        return rotation
+    if rotation.sliding is not None:
+        raise ValueError(
+            f"{type(attention).__name__} has other frequencies beyond some distance, and here "
+            "layers with a window have others than the rest; use it over one list of frequencies"
+        )
+    if rotation.leading is not None:
+        raise ValueError(
+            f"{type(attention).__name__} has other frequencies beyond some distance, and "
+            f"{scaling_name(scaling)} at the first positions; use one of them"
+        )
+    # numpy, because a cached result must not be of the trace that it was first asked for in.
+    first = np.int32(stretch.first)
+    beyond = Rope(stretch.inv_freq, rope_at(scaling, base, seq_len).attention_factor)
+    return rotation._replace(stretch=(first, beyond.rotation(angles)))
 
 
 def pieces_at(attention: Attention, rotation: SequenceRotation) -> tuple[Piece, ...]:
@@ -78,7 +115,8 @@ def check_generation(attention: Attention) -> None:
 
 
 def _fixed(pieces: tuple[Piece, ...]) -> list[tuple[Any, ...]]:
-    """The parts of pieces that kernels are built from."""
+    """The parts of pieces that programs are built from."""
     return [
-        (piece.mask, piece.heads, piece.scaled_layers, piece.unscaled_layers) for piece in pieces
+        (piece.mask, piece.heads, piece.scaled_layers, piece.unscaled_layers, piece.stretched)
+        for piece in pieces
     ]

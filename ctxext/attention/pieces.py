@@ -11,6 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
+
+from ctxext.rope import Rope, RopeBase
+
 PositionMap = Callable[[Any], Any]
 """Position ids in, rotary positions out, elementwise; both count from the document's beginning.
 
@@ -176,6 +180,8 @@ class Piece:
     as well as the bias of the model; None: nothing."""
     heads: Heads = ALL_HEADS
     """The query heads that it applies to."""
+    stretched: bool = False
+    """Distances turn pairs as `Attention.stretch` says, not by the frequencies alone."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for other `scaled_layers`."""
@@ -185,6 +191,19 @@ class Piece:
                 f"layers {self.scaled_layers!r} are not known; queries are scaled in one of "
                 f"{', '.join(known)}"
             )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stretch:
+    """Distance D turns pair i by `first` f_i + (D - `first`) f'_i, f_i being the frequencies."""
+
+    first: int
+    inv_freq: np.ndarray
+    """f', float64 [H/2], radians per token."""
+
+    def angles(self, inv_freq: np.ndarray, distance: float) -> np.ndarray:
+        """By how much a distance from `first` on turns each pair, radians. inv_freq: f."""
+        return self.first * inv_freq + (distance - self.first) * self.inv_freq
 
 
 class Attention(abc.ABC):
@@ -202,6 +221,10 @@ class Attention(abc.ABC):
         methods that declare `depends_on_length`, `seq_len` may be a traced array, so that another
         length compiles nothing; for the others it must not matter.
         """
+
+    def stretch(self, rope: Rope, base: RopeBase, seq_len: int) -> Stretch | None:
+        """How pieces that are `stretched` turn pairs over a scaling with this `rope`."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

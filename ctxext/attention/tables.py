@@ -54,7 +54,13 @@ def query_tables(
     sliding = None
     if rotation.sliding is not None:
         sliding = query_tables(piece, rotation.sliding, positions, begins)
-    cos, sin = _rotation_at(rotation, piece.query_positions, positions, begins)
+    whole, part = _mapped(piece.query_positions, positions, begins)
+    if piece.stretched:
+        first, beyond = _stretch_of(rotation)
+        turn = rotation._replace(attention_factor=1.0).tables(jnp.full_like(whole, first))
+        cos, sin = _turned(beyond.tables(whole - first, part), turn)
+    else:
+        cos, sin = rotation.tables(whole, part)
     if piece.query_scale is None:
         return Tables(cos, sin, sliding=sliding)
     scale = jnp.asarray(piece.query_scale(positions - begins), jnp.float32)
@@ -76,26 +82,43 @@ def key_tables(
     sliding = None
     if rotation.sliding is not None:
         sliding = key_tables(piece, rotation.sliding, positions, begins)
-    cos, sin = _rotation_at(rotation, piece.key_positions, positions, begins)
-    return Tables(cos, sin, sliding=sliding)
+    whole, part = _mapped(piece.key_positions, positions, begins)
+    if piece.stretched:
+        _, beyond = _stretch_of(rotation)
+        return Tables(*beyond.tables(whole, part), sliding=sliding)
+    return Tables(*rotation.tables(whole, part), sliding=sliding)
 
 
-def _rotation_at(
-    rotation: AnyRotation,
-    position_map: PositionMap,
-    positions: Int[Array, "*shape"],
-    begins: Any,
-) -> tuple[Array, Array]:
-    """In a document that begins at b, position p is rotated at b + map(p - b).
+def _stretch_of(rotation: AnyRotation) -> tuple[Array, Any]:
+    """See `attention.pieces.Stretch`; raises ValueError for frequencies that came without one."""
+    if isinstance(rotation, ChosenRotation) or rotation.stretch is None:
+        raise ValueError(
+            "this method has other frequencies beyond some distance, but these came without them; "
+            "take them from attention.length.rotation_for"
+        )
+    return rotation.stretch
 
-    Distances are those of the document alone, and a map that changes nothing is exact.
+
+def _turned(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+    """cos and sin of the sum of two angles."""
+    (cos, sin), (more_cos, more_sin) = one, other
+    return cos * more_cos - sin * more_sin, sin * more_cos + cos * more_sin
+
+
+def _mapped(
+    position_map: PositionMap, positions: Int[Array, "*shape"], begins: Any
+) -> tuple[Int[Array, "*shape"], Float[Array, "*shape"] | None]:
+    """The whole part of a rotary position and the rest of it, None if there is none.
+
+    In a document that begins at b, position p is rotated at b + map(p - b). Distances are those of
+    the document alone, and a map that changes nothing is exact.
     """
     exact = getattr(position_map, "whole_and_part", None)
     if exact is not None:
         whole, part = exact(positions - begins)
-        return rotation.tables(begins + whole, part)
+        return begins + whole, part
     mapped = position_map(positions - begins)
     if not jnp.issubdtype(mapped.dtype, jnp.floating):
-        return rotation.tables(begins + mapped)
+        return begins + mapped, None
     whole = jnp.floor(mapped)
-    return rotation.tables(begins + whole.astype(jnp.int32), mapped - whole)
+    return begins + whole.astype(jnp.int32), mapped - whole

@@ -4,7 +4,15 @@ import abc
 import dataclasses
 from typing import Any
 
-from ctxext.attention.pieces import Attention, Causal, Piece, QueryScale, ScaledLayers
+from ctxext.attention.pieces import (
+    Attention,
+    Causal,
+    Piece,
+    QueryScale,
+    ScaledLayers,
+    Stretch,
+)
+from ctxext.rope import Rope, RopeBase
 
 CHECKED = 1024
 """The length at which a temperature is tried over what it wraps; any would do."""
@@ -64,18 +72,34 @@ class QueryTemperature(Attention):
         return "all", 0
 
     def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
-        return tuple(self._scaled(piece) for piece in self.inner.pieces(seq_len))
-
-    def _scaled(self, piece: Piece) -> Piece:
-        scale = self.query_scale
-        scaled, unscaled = self.where
-        if piece.query_scale is not None:
-            if (piece.scaled_layers, piece.unscaled_layers) != (scaled, unscaled):
-                raise ValueError(
-                    f"{type(self).__name__} and {type(self.inner).__name__} scale the queries of "
-                    "different layers; use one of them, or let both scale the same layers"
-                )
-            scale = Product(piece.query_scale, scale)
-        return dataclasses.replace(
-            piece, query_scale=scale, scaled_layers=scaled, unscaled_layers=unscaled
+        names = f"{type(self).__name__} and {type(self.inner).__name__}"
+        return tuple(
+            scaled(piece, self.query_scale, names, *self.where)
+            for piece in self.inner.pieces(seq_len)
         )
+
+    def stretch(self, rope: Rope, base: RopeBase, seq_len: int) -> Stretch | None:
+        return self.inner.stretch(rope, base, seq_len)
+
+
+def scaled(
+    piece: Piece,
+    scale: QueryScale,
+    names: str,
+    layers: ScaledLayers = "all",
+    unscaled_layers: int = 0,
+) -> Piece:
+    """The piece with its queries scaled in some layers, in addition to its own scale.
+
+    Raises ValueError, with the `names` of both methods, if that is for other layers.
+    """
+    if piece.query_scale is not None:
+        if (piece.scaled_layers, piece.unscaled_layers) != (layers, unscaled_layers):
+            raise ValueError(
+                f"{names} scale the queries of different layers; use one of them, or let both "
+                "scale the same layers"
+            )
+        scale = Product(piece.query_scale, scale)
+    return dataclasses.replace(
+        piece, query_scale=scale, scaled_layers=layers, unscaled_layers=unscaled_layers
+    )

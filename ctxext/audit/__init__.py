@@ -60,7 +60,16 @@ def audit(subject: Subject) -> Audit:
             seen.append(visibility)
             reaches = visibility.highest.max(0).tolist() if kind.rotates else []
             of_pairs.append(
-                [pairs(subject, reach, kind=kind, whole=visibility.whole) for reach in reaches]
+                [
+                    pairs(
+                        subject,
+                        reach,
+                        kind=kind,
+                        whole=visibility.whole,
+                        stretched=piece.stretched,
+                    )
+                    for reach, piece in zip(reaches, view.pieces, strict=False)
+                ]
             )
     field = receptive_field(subject)
     wrong = wrong_block(subject, EXACT)

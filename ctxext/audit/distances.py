@@ -21,10 +21,12 @@ class Pair:
     trained: float
 
 
-def pairs(subject: Subject, reach: float, *, kind: LayerKind, whole: bool) -> list[Pair]:
+def pairs(
+    subject: Subject, reach: float, *, kind: LayerKind, whole: bool, stretched: bool = False
+) -> list[Pair]:
     """Every pair of layers of a kind, at rotary distances up to `reach`, the fastest first.
 
-    whole: all distances are whole numbers.
+    whole: all distances are whole numbers. stretched: see `Piece.stretched`.
 
     Seen: exactly the angles of pre-training, which turned by the frequency f0 at distances
     0 .. L - 1. Interpolated: other angles, between seen ones; also beyond them, where the pair made
@@ -39,13 +41,20 @@ def pairs(subject: Subject, reach: float, *, kind: LayerKind, whole: bool) -> li
     exact = np.isclose(rope.inv_freq, plain, rtol=1e-9) & whole
     exact &= reach <= subject.window - 1
     exact |= rope.inv_freq == 0
+    largest = rope.inv_freq * reach
+    if stretched:
+        stretch = subject.attention.stretch(rope, subject.base, subject.seq_len)
+        assert stretch is not None
+        largest = stretch.angles(rope.inv_freq, reach)
+        exact &= stretch.inv_freq == rope.inv_freq
+        extrapolated = ~waves.seen & (largest > plain * (subject.window - 1) * (1 + 1e-9))
     of_pairs = []
-    for pair, inv_freq in enumerate(rope.inv_freq.tolist()):
+    for pair, angle in enumerate(largest.tolist()):
         angles: Angles = "interpolated"
         if exact[pair]:
             angles = "seen"
         elif extrapolated[pair]:
             angles = "extrapolated"
         trained = float(plain[pair]) * (subject.window - 1)
-        of_pairs.append(Pair(angles, inv_freq * reach, trained))
+        of_pairs.append(Pair(angles, angle, trained))
     return of_pairs

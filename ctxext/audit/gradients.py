@@ -78,7 +78,8 @@ def _gradients(subject: Subject, view: View) -> Any:
     # Masks hide the same pairs whatever the frequencies: the fastest and the slowest pair will do.
     rotation = Rope(rope.inv_freq[[0, -1]], rope.attention_factor).rotation()
     index = jnp.arange(T)[None]
-    query_tables, key_tables = rotary_tables(view.pieces, rotation, index, None)
+    pieces = [dataclasses.replace(piece, stretched=False) for piece in view.pieces]
+    query_tables, key_tables = rotary_tables(pieces, rotation, index, None)
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, T, 1, HEAD_DIM)), jnp.float32) for _ in range(3))
     turn = Layers((view.kind,)).rotation(0)

@@ -70,8 +70,12 @@ def _place(method: Any, config: LlamaConfig, name: str) -> dict[str, str]:
             seq_len = round(FACTOR * config.max_position_embeddings)
             return {"how": COLUMNS[name](method, config, seq_len)}
         if isinstance(method, Attention):
-            export.check_attention(method, to="hf" if name == "vllm" else name)
-            return {"how": "yes"}
+            native = export.config_with(method, config, to="hf" if name == "vllm" else name)
+            if native == config:
+                return {"how": "yes"}
+            if name == "vllm":
+                raise ValueError(f"vLLM's code for model_type {native.family} was not read")
+            return {"how": native.family}
         # Positions are not part of a model: the scaling that they trained is exported.
         return {"how": "training"}
     except ValueError as error:

@@ -135,6 +135,10 @@ def config_json(
     of_family = family.write_config(config)
     if "rope_theta" not in rope:  # it would be that of all layers
         of_family.pop("rope_theta", None)
+    further = family.rope_keys(config)
+    for form in ("rope_scaling", "rope_parameters"):
+        if further and rope.get(form):
+            rope[form] |= further
     if family.window_key is not None:
         rope = {family.window_key: rope["max_position_embeddings"]}
     written = {

@@ -9,12 +9,21 @@ import numpy as np
 from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor, check_factor
 
 
-def turns_ramp(base: RopeBase, beta_fast: float, beta_slow: float, *, truncate: bool) -> np.ndarray:
+def turns_ramp(
+    base: RopeBase,
+    beta_fast: float,
+    beta_slow: float,
+    *,
+    truncate: bool,
+    last: int | None = None,
+) -> np.ndarray:
     """0 for pairs of more than beta_fast turns in the window, 1 for fewer than beta_slow turns.
 
     Linear in between, float64 [d/2]. Pair d ln(L / (2 pi n)) / (2 ln theta) makes n turns in L
-    tokens. truncate: round the ends of the ramp outward to whole pairs. Raises ValueError where
-    theta makes no pair slower than the one before it.
+    tokens. truncate: round the ends of the ramp outward to whole pairs. last: the pair at which the
+    ramp ends at the latest, by default d - 1 as in the authors' code.
+
+    Raises ValueError where theta makes no pair slower than the one before it.
     """
     if base.theta <= 1:
         raise ValueError(
@@ -32,7 +41,8 @@ def turns_ramp(base: RopeBase, beta_fast: float, beta_slow: float, *, truncate: 
         low = math.floor(low)
         high = math.ceil(high)
     low = max(low, 0)
-    high = min(high, base.head_dim - 1)  # the authors clamp at d - 1, not at d / 2 - 1
+    # The authors clamp at d - 1, not at d / 2 - 1.
+    high = min(high, base.head_dim - 1 if last is None else last)
     if low == high:
         high += 0.001
     return np.clip((np.arange(base.head_dim // 2) - low) / (high - low), 0, 1)

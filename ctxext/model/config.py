@@ -9,6 +9,7 @@ import jax
 
 from ctxext.attention.bias import LinearBias, alibi_slopes
 from ctxext.attention.layers import LayerKind, Layers
+from ctxext.attention.maps import LogSteps
 from ctxext.model.parts import LLAMA_PARTS, Parts
 from ctxext.rope import Plain, RopeBase, RopeScaling, Unscaled, scaling_name
 
@@ -161,7 +162,10 @@ class LlamaConfig:
         if self.parts.alibi_exponent is not None:
             slopes = alibi_slopes(self.num_attention_heads, self.parts.alibi_exponent)
             bias = LinearBias(slopes)
-        return Layers(tuple(dict.fromkeys(self.layer_kinds)), bias)
+        scale = None
+        if self.parts.temperature_beta is not None:
+            scale = LogSteps(self.parts.temperature_beta, self.max_position_embeddings)
+        return Layers(tuple(dict.fromkeys(self.layer_kinds)), bias, scale)
 
     @property
     def positions(self) -> str:
@@ -237,6 +241,7 @@ SHAPES: dict[str, LlamaConfig] = {
     "llama3.2-3b": _llama3(3072, 8192, 28, 24, 8, 8192, tie_word_embeddings=True),
     "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4, 1e4, 2048, 32000),
 }
+MINISTRAL3_PARTS = Parts(temperature_beta=0.1)
 MISTRAL_PARTS = Parts(sliding_window=4096)
 QWEN_IDS = {"bos_token_id": None, "eos_token_id": 151645}
 FALCON_PARTS = Parts(norm="layer", norm_bias=True, gated=False, parallel=True)
@@ -254,6 +259,13 @@ SHAPES |= {
         head_dim=128,
         family="ministral",
         parts=Parts(sliding_window=32768, windowed=(False, True, True, True) * 9),
+    ),
+    "ministral3-8b": _llama(
+        *(4096, 14336, 34, 32, 8, 1e6, 16384, 131072),
+        head_dim=128,
+        family="ministral3",
+        parts=MINISTRAL3_PARTS,
+        pad_token_id=11,
     ),
     "qwen2.5-7b": _llama(
         *(3584, 18944, 28, 28, 4, 1e6, 32768, 152064),

@@ -1,6 +1,7 @@
 """The parts of a decoder in which families of models differ, as data."""
 
 import dataclasses
+import math
 from typing import ClassVar, Literal
 
 
@@ -38,6 +39,9 @@ class Parts:
     """The layers that rotate queries and keys; empty: all, or none with ALiBi."""
     alibi_exponent: float | None = None
     """b of ALiBi (arXiv 2108.12409), whose slopes are 2^(-b i / n); None: rotary positions."""
+    temperature_beta: float | None = None
+    """beta of Ministral 3: queries times 1 + beta ln(1 + p // L), L being the window of
+    pre-training; None: no temperature."""
 
     def __post_init__(self) -> None:
         if self.norm not in ("rms", "layer"):
@@ -63,6 +67,11 @@ class Parts:
                     "parts.sliding_rope_theta is of some layers, but every layer has the window; "
                     "give rope_theta"
                 )
+        if self.temperature_beta is not None and not 0 <= self.temperature_beta < math.inf:
+            raise ValueError(
+                "parts.temperature_beta must be a finite number from 0 on, got "
+                f"{self.temperature_beta}"
+            )
         if self.alibi_exponent is not None and (not self.alibi_exponent > 0 or self.rotary):
             raise ValueError(
                 "parts.alibi_exponent must be positive, and layers with ALiBi do not rotate"

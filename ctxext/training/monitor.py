@@ -246,7 +246,7 @@ def _recording_peaks(
 
     Queries of padding do not count.
     """
-    pieces = pieces_at(attention, rotation)
+    pieces = layers.scaled(pieces_at(attention, rotation))
     masks = [piece.mask for piece in pieces]
     segment_ids = batch["segment_ids"]
     query_tables, key_tables = rotary_tables(pieces, rotation, batch["positions"], segment_ids)

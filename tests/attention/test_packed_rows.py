@@ -138,7 +138,9 @@ def test_documents_are_long_enough_to_be_read_in_the_way_of_a_method(attention: 
     """Otherwise it needs settings in CHOSEN_ATTENTION: it would be tested as plain RoPE."""
     length = LENGTHS.min(axis=0)[0]
     x = [np.random.default_rng(0).normal(size=(length, heads, 8)) for heads in (4, 2, 2)]
-    own, plain = (by_definition(method.pieces(1024), *x) for method in (attention, Causal()))
+    own, plain = (
+        by_definition(method.pieces(1024), *x, attention=method) for method in (attention, Causal())
+    )
     assert abs(own - plain).max() > 1e-3
 
 

@@ -75,6 +75,7 @@ CASES = {
     "falcon-7b": "falcon-7b",
     "falcon-11b": "falcon-11b",
     "mpt": "mpt-h6",
+    "ministral3": "ministral3",
 }
 ADAPTERS = LoRA(rank=2, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 ADAPTED = r"(q|v|o|up|down)_proj\.kernel"
@@ -83,7 +84,17 @@ ONE_FUSED = (
     pytest.param("mpt", marks=pytest.mark.slow),
 )
 """Families with one matrix for queries, keys and values."""
-CHANGES = {"ministral": {"layer_types": ["sliding_attention", "full_attention"]}}
+CHANGES = {
+    "ministral": {"layer_types": ["sliding_attention", "full_attention"]},
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 64,
+            "llama_4_scaling_beta": 0.1,
+        }
+    },
+}
 """Name of a case here -> the golden model, and what differs in its config.json."""
 
 

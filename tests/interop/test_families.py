@@ -6,13 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from ctxext.export import export
+from ctxext.export import config_with, export
 from ctxext.interop import hf, meta
 from ctxext.interop.family_tensors import from_stored, to_stored
 from ctxext.interop.hf_weights import lazy_tensors
 from ctxext.interop.pth import open_archive
 from ctxext.loading import load
 from ctxext.methods.lm_infinite import LMInfinite
+from ctxext.methods.query_temperature import Ministral3Temperature
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.model.lm import LM
@@ -23,7 +24,7 @@ from ctxext.prove.reference.hf import HFReference
 from ctxext.rope import Unscaled
 from support import families, tiny
 from support.hf_files import write_hf
-from support.llamas import random_params, tokenizer
+from support.llamas import TINY, random_params, tokenizer
 
 GOLDEN = 2e-5
 """The tolerance of the golden logits, which are printed with seven digits."""
@@ -89,10 +90,96 @@ def test_alternating_windows_are_a_ministral():
     assert hf.parse_config(written) == (config, scaling)
 
 
+PUBLISHED_MINISTRAL3 = {
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "factor": 16.0,
+    "llama_4_scaling_beta": 0.1,
+    "max_position_embeddings": 262144,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 16384,
+    "rope_theta": 1000000.0,
+    "rope_type": "yarn",
+    "type": "yarn",
+}
+"""`rope_parameters` as transformers 5.23.0 writes those of a Ministral 3 (golden data)."""
+
+
+def ministral3(**changes):
+    keys = PUBLISHED_MINISTRAL3 | changes
+    data = families.cases()["ministral3"]["params"] | {"max_position_embeddings": 262144}
+    return data | {"rope_parameters": {k: value for k, value in keys.items() if value is not None}}
+
+
+def test_a_published_ministral_3_is_read():
+    config, scaling = hf.parse_config(ministral3())
+    assert config.max_position_embeddings == 16384
+    assert scaling == Yarn(16.0, attention_factor=1.0)
+    scale = config.layers.query_scale
+    assert scale is not None
+    positions = np.array([0, 16383, 16384, 262143])
+    np.testing.assert_allclose(scale(positions), 1 + 0.1 * np.log([1, 1, 2, 16]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"llama_4_scaling_beta": None}, "rope_parameters needs llama_4_scaling_beta and"),
+        ({"original_max_position_embeddings": None}, "rope_parameters needs llama_4_scaling_beta"),
+        ({"llama_4_scaling_beta": "0.1"}, "llama_4_scaling_beta must be a finite number"),
+        ({"llama_4_scaling_beta": -1.0}, "temperature_beta must be a finite number from 0 on"),
+        ({"max_position_embeddings": 5}, "has max_position_embeddings 5, another than"),
+    ],
+)
+def test_a_ministral_3_without_its_temperature_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        hf.parse_config(ministral3(**changes))
+
+
+def test_the_temperature_of_ministral_3_on_a_llama_is_exported_as_one(tmp_path):
+    """Its logits are those of the plain reader of the files."""
+    lm = LM(TINY, random_params(TINY), tokenizer()).with_method(
+        Ministral3Temperature(TINY.max_position_embeddings, beta=2.0)
+    )
+    tokens = np.arange(2 * TINY.max_position_embeddings + 9) % TINY.vocab_size
+    out = export(lm, tmp_path / "m", dtype="float32")
+    config, scaling = hf.read_config(out)
+    assert (config.family, config.parts.temperature_beta) == ("ministral3", 2.0)
+    assert scaling == Unscaled()
+    index = np.arange(len(tokens))
+    read = HFReference(out, open_archive=open_archive).logits(tokens, index, index[-5:])
+    np.testing.assert_allclose(lm.logits(tokens[None])[0, -5:], read, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "message"),
+    [
+        (TINY, Ministral3Temperature(7), "one field for L .*: 7 is not"),
+        (
+            dataclasses.replace(TINY, attention_bias=True),
+            Ministral3Temperature(TINY.max_position_embeddings),
+            "is a Llama without biases, and cannot represent this llama",
+        ),
+        (
+            TINY,
+            Ministral3Temperature(TINY.max_position_embeddings, inner=SelfExtend(4, 8)),
+            "Ministral3Temperature is a way to run a model, for which the hf format has no field",
+        ),
+    ],
+)
+def test_a_temperature_that_no_family_has_is_refused(config, attention, message):
+    with pytest.raises(ValueError, match=message):
+        config_with(attention, config, to="hf")
+    with pytest.raises(ValueError, match="gguf format has no field"):
+        config_with(attention, config, to="gguf")
+
+
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param("qwen3", marks=pytest.mark.check),
+        pytest.param("ministral3", marks=pytest.mark.check),
         # The whole way of every family, in tests/end_to_end, ends with the same proof.
         *(
             pytest.param(name, marks=pytest.mark.slow)

@@ -20,7 +20,7 @@ T = 96
 def output(attention: Attention, T: int = T) -> np.ndarray:
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(T, heads, 8)) for heads in (4, 2, 2))
-    return by_definition(attention.pieces(T), q, k, v)
+    return by_definition(attention.pieces(T), q, k, v, attention=attention)
 
 
 def blocks(mask: Mask, size: int = 8):
@@ -93,6 +93,7 @@ def test_methods_make_a_difference(attention: Attention):
         m.DCA(T + 8, 8, training_length=T),
         m.String(20, 20),
         m.JetLong(T, 20),
+        m.JetLongFreq(T, 20),
         m.S2Attn(2 * T),
         m.Alibi(1e9),
         m.LogTemperature(T),
@@ -132,6 +133,8 @@ BAD = [
     (lambda: m.String(8, 9), "need 0 <= local_value <= shifted_offset"),
     (lambda: m.String(8, 2, attention_factor=0.0), "attention_factor must be positive"),
     (lambda: m.JetLong(0, 2), "window must be at least 1"),
+    (lambda: m.JetLongFreq(8, 8), "need 0 <= near_window < window, got 8 and 8"),
+    (lambda: m.JetLongFreq(8, 2, beta_fast=0.5), "need 0 < beta_slow <= beta_fast"),
     (lambda: m.S2Attn(1), "group_size must be at least 2, got 1"),
     (lambda: m.S2AttnAsReleased(10, 4), "group_size must be even"),
     (lambda: m.Alibi(0.0), "largest_exponent must be positive"),

@@ -12,6 +12,7 @@ import pytest
 from ctxext import methods as m
 from ctxext.attention.maps import LogLength
 from ctxext.attention.pieces import Attention
+from ctxext.rope import Rope, RopeBase
 from support.attention_by_definition import by_definition
 from support.families import lcg
 
@@ -48,7 +49,8 @@ def output(attention: Attention, case: dict[str, Any]) -> np.ndarray:
         inputs(given[name], p["T"], count, p["head_dim"], given["gain"])
         for name, count in heads.items()
     )
-    out = by_definition(attention.pieces(p["T"]), q, k, v, theta=p["rope_theta"])
+    pieces = attention.pieces(p["T"])
+    out = by_definition(pieces, q, k, v, theta=p["rope_theta"], attention=attention)
     return out.reshape(p["T"], -1)
 
 
@@ -193,6 +195,21 @@ def test_group_sizes_of_jet_long(case):
     method = m.JetLong(case["params"]["window"], 2048)
     sizes = [method.pieces(length)[1].key_positions.size for length in case["length"]]
     assert sizes == case["group_size"]
+
+
+@pytest.mark.parametrize("case", cases("attention3", "jet_long_freq", "jet_long_freq_spectrum"))
+def test_the_frequency_variant_of_jet_long(case):
+    p = case["params"]
+    betas = {"beta_fast": p["beta_fast"], "beta_slow": p["beta_slow"]}
+    attention = m.JetLongFreq(p["window"], p["w0"], **betas)
+    length = p.get("length") or p["T"]
+    base = RopeBase(p["head_dim"], p["rope_theta"], 1)
+    stretch = attention.stretch(Rope(base.inv_freq), base, length)
+    np.testing.assert_allclose(stretch.inv_freq, case["far_inv_freq"], rtol=2e-6)
+    scale = scale_of(attention, [0, 5], length)
+    np.testing.assert_allclose(scale, case["temperature"], rtol=2e-6)
+    if "output" in case:
+        assert_output(attention, case)
 
 
 @pytest.mark.parametrize("case", cases("attention3", "s2_attn"))

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ctxext.attention.maps import Divided
-from ctxext.attention.pieces import Attention, Band, Heads, Piece
-from ctxext.rope import inverse_frequencies
+from ctxext.attention.pieces import Attention, Band, Heads, Piece, Stretch
+from ctxext.rope import Rope, RopeBase, inverse_frequencies
 
 
 def rotate(x: np.ndarray, positions: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
@@ -25,10 +25,12 @@ def by_definition(
     *,
     theta: float = 1e4,
     positions: np.ndarray | None = None,
+    attention: Attention | None = None,
 ) -> np.ndarray:
     """softmax(scores) v of one document, [T, N, H]; fails if two pieces claim the same pair.
 
-    positions: those of the tokens, from 0 on; by default their indices.
+    positions: those of the tokens, from 0 on; by default their indices. attention: the method,
+    where pieces are stretched.
     """
     T, N, H = q.shape
     index = np.arange(T)
@@ -40,10 +42,18 @@ def by_definition(
         query_at = np.asarray(piece.query_positions(positions), np.float64)
         key_at = np.asarray(piece.key_positions(positions), np.float64)
         queries = rotate(q, query_at, inv_freq)
+        keys = rotate(k, key_at, inv_freq)
+        if piece.stretched:
+            assert attention is not None
+            base = RopeBase(H, theta, T)
+            stretch = attention.stretch(Rope(inv_freq), base, T)
+            assert stretch is not None
+            start = rotate(q, np.full(T, stretch.first), inv_freq)
+            queries = rotate(start, query_at - stretch.first, stretch.inv_freq)
+            keys = rotate(k, key_at, stretch.inv_freq)
         if piece.query_scale is not None:
             queries = queries * np.asarray(piece.query_scale(positions))[:, None, None]
-        keys = rotate(k, key_at, inv_freq).repeat(group, 1)
-        of_piece = np.einsum("tnh,snh->nts", queries, keys) / H**0.5
+        of_piece = np.einsum("tnh,snh->nts", queries, keys.repeat(group, 1)) / H**0.5
         if piece.bias is not None:
             slopes = np.asarray(piece.bias(N))[:, None, None]
             of_piece = of_piece - slopes * (query_at[:, None] - key_at[None])
@@ -119,3 +129,6 @@ class AtLength(Attention):
 
     def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
         return self.attention.pieces(self.length)
+
+    def stretch(self, rope: Rope, base: RopeBase, seq_len: int) -> Stretch | None:
+        return self.attention.stretch(rope, base, self.length)

@@ -56,6 +56,7 @@ CHOSEN_ATTENTION = (
     m.StreamingLLM(40, 3),
     m.String(40, 5),
     m.JetLong(30, 20),
+    m.JetLongFreq(30, 10, beta_fast=4.0),
     m.S2Attn(17),
     m.S2AttnAsReleased(96, 24),
     m.LogTemperature(8),

@@ -44,6 +44,8 @@ class Family:
     that it cannot represent."""
     write_config: Callable[[LlamaConfig], dict[str, Any]]
     """The keys of config.json, apart from those of the rotary embedding."""
+    rope_keys: Callable[[LlamaConfig], dict[str, Any]] = lambda config: {}
+    """Keys of `rope_parameters` in config.json that are not of the rotary embedding."""
     translate: Callable[[dict[str, Any]], dict[str, Any]] = dict
     """A config.json with the keys of Llama's, next to its own, where the family has other names."""
     window_key: str | None = None

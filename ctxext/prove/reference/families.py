@@ -79,6 +79,13 @@ def _mistral(config: Config) -> Layout:
     return Layout(config, Decoder(windows=_windows(config, all_layers)))
 
 
+def _ministral3(config: Config) -> Layout:
+    rope = config["rope_parameters"]
+    temperature = (rope["llama_4_scaling_beta"], rope["original_max_position_embeddings"])
+    windows = [config.get("sliding_window")] * config["num_hidden_layers"]
+    return Layout(config, Decoder(windows=windows, temperature=temperature))
+
+
 def _qwen_windows(config: Config) -> list[int | None]:
     config = {"sliding_window": 4096, **config}
     uses = config.get("use_sliding_window", False)
@@ -177,6 +184,7 @@ LAYOUTS = {
     "llama": _llama,
     "mistral": _mistral,
     "ministral": _mistral,
+    "ministral3": _ministral3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
     "smollm3": _smollm3,

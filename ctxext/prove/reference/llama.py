@@ -58,6 +58,8 @@ class Decoder:
     """Which layers rotate queries and keys."""
     alibi: float | None = None
     """The largest exponent of ALiBi's slopes (arXiv 2108.12409); None: no ALiBi."""
+    temperature: tuple[float, int] | None = None
+    """beta and L of queries times 1 + beta ln(1 + floor(p / L)); None: no such factor."""
 
 
 def _slopes(heads: int, exponent: float) -> list[float]:
@@ -222,6 +224,9 @@ class ReferenceReader(abc.ABC):
         name = f"model.layers.{layer}.self_attn"
         q, k = self._rotated(x, turn if self._layer_rotates(layer) else None, name)
         v = self._heads(x, f"{name}.v_proj")
+        if self.decoder.temperature is not None:
+            beta, length = self.decoder.temperature
+            q = q * (1 + beta * np.log(1 + np.floor(positions / length)))[:, None, None]
         group = q.shape[1] // k.shape[1]
         out = np.empty_like(q)
         hidden = np.triu(np.ones((T, T), bool), 1)
