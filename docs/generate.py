@@ -209,15 +209,17 @@ ATTENTION_GUIDE = """
 them: export with causal attention and choose the method again when loading. `s2-attn` is for
 training, `ssmax` and `alibi` need it, and all others work without.
 
-* *Nothing may be trained, and far tokens have to be found:* `rerope` with `--training-length L`. It
-  has no factor. With w = L / 2, on the bundled base and without training, it reads 20, 20 and 19 of
-  20 passkeys at two, four and eight windows, where YaRN with the factor of each reads 15, 13 and 9.
-  Without `--training-length` it reads 19, 16 and 6.
-* *The same, and the order of far tokens matters:* `leaky-rerope`, `self-extend` or `dca`. Under
-  ReRoPE all tokens beyond w are at one distance. Without training these three read as much as
-  ReRoPE without the temperature, up to four windows. The first two have a factor: give
-  `--compression` or `--group-size` twice the factor, so that distances end below L. Longer texts
-  than that are not read.
+* *Nothing may be trained, and far tokens have to be found:* `rerope` or `dca`, each with the scale
+  of the queries in its released code, `--training-length L`. They have no factor. On the bundled
+  base and without training, ReRoPE with w = L / 2 reads 20, 20 and 19 of 20 passkeys at two, four
+  and eight windows, and DCA 20, 20 and 18; without the scale 19, 16 and 6, and 19, 15 and 3. YaRN
+  with the factor of each length reads 15, 13 and 9. Under ReRoPE all tokens beyond w are at one
+  distance; DCA keeps the order within a chunk.
+* *The same, and the order of far tokens matters:* `leaky-rerope` or `self-extend`. Their factor,
+  `--compression` or `--group-size`, has to keep distances below L: twice the factor with w = L / 2
+  or L / 4. They then read 20 of 20 at two windows and 16 at four, and longer texts not at all.
+* *Texts up to L must stay exactly as they were:* `jet-long`. Of the methods here it reads least far
+  without training: 17, 3 and none.
 * *Text without end, of which the near past matters:* `streaming-llm` or `lm-infinite`. The loss
   stays that of a window at every length, and nothing farther away is found.
 * *The end of the trained window is used badly:* `string`. It is for texts up to L.
