@@ -165,6 +165,11 @@ def experiment_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+LEFT_OUT = """
+SkipAlign (arXiv 2405.03939), which skips positions inside instructions and before answers, is not
+here: no code of it was found in public, and of the paper only the abstract, which does not say how
+the skips are drawn.
+"""
 FREQUENCIES_GUIDE = """
 **Which frequencies to try when.** Begin with `yarn`: of the static ones it does best on the bundled
 model, zero-shot and trained, and every reader of a checkpoint knows it. Then:
@@ -294,6 +299,8 @@ def methods_page() -> str:
             lines += [*FREQUENCIES_GUIDE.strip().splitlines(), ""]
         if seam == "attention":
             lines += [*ATTENTION_GUIDE.strip().splitlines(), ""]
+        if seam == "positions":
+            lines += [*LEFT_OUT.strip().splitlines(), ""]
         for method in chosen:
             cls = find(method["name"])
             lines += [f"### {method['name']}", "", summary(cls), "", *table(cls)]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
@@ -53,16 +54,73 @@ def blocked(
     Tokens of different segments never see each other. sharding: that of `values`, if they are on
     several devices. kind: that of the layer, for masks that are one per kind. bias: see `dense`.
     """
-    _, T, N, _ = queries[0].shape
-    K = values.shape[2]
+    T = values.shape[1]
     heads = rows_times_heads(queries[0].shape, sharding)
     C = block_size(T, platform_of(sharding), heads, packed=segment_ids is not None)
+    q, k, v, places = _in_blocks(queries, keys, values, masks, segment_ids, C, kind, bias)
+    groups = queries[0].shape[2] // values.shape[2]
+    # Over several devices, rows and heads are cut already: each device has its own.
+    parts = WHOLE
+    if sharding is None or sharding.mesh.size == 1:
+        parts = parts_of(q[0], groups, platform_of(sharding))
+    out: Array = _flash(q, k, v, places, _Program(tuple(masks), C, parts))
+    return out[:, :T]
+
+
+def gradients(
+    queries: Sequence[Float[Array, "b t n h"]],
+    keys: Sequence[Float[Array, "b t k h"]],
+    values: Float[Array, "b t k h"],
+    masks: Sequence[LayerMask],
+    segment_ids: Int[Array, "b t"] | None,
+    saved: tuple[Float[Array, "b t n h"], Float[Array, "b t n"], Float[Array, "b t n h"]],
+) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+    """Those of queries, keys and values, where another kernel computed the output.
+
+    saved: the output, the log-sum-exp of its scores, float32, and the gradient of the output. All
+    are on one device.
+    """
+    out, lse, grad = saved
+    _, T, N, _ = queries[0].shape
+    heads = rows_times_heads(queries[0].shape, None)
+    C = block_size(T, platform_of(None), heads, packed=segment_ids is not None)
+    q, k, v, places = _in_blocks(queries, keys, values, masks, segment_ids, C, None, None)
+    groups = N // values.shape[2]
+    in_blocks = tiles.split(_padded(lse[..., None], C), C, groups)[..., 0]
+    padded = q, k, v, places, _padded(out, C), in_blocks * np.float32(np.log2(np.e))
+    program = _Program(tuple(masks), C, parts_of(q[0], groups, platform_of(None)))
+    dq, dk, dv, _ = _flash_backward(program, padded, _padded(grad, C))
+
+    def whole(x: Array) -> Array:
+        return tiles.join(x, C)[:, :T]
+
+    return tuple(map(whole, dq)), tuple(map(whole, dk)), whole(dv)
+
+
+def _padded(x: Array, C: int) -> Array:
+    """[B, T, ...] with zeros after the last token, up to a multiple of C."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % C), (0, 0), (0, 0)))
+
+
+def _in_blocks(
+    queries: Sequence[Array],
+    keys: Sequence[Array],
+    values: Array,
+    masks: Sequence[LayerMask],
+    segment_ids: Array | None,
+    C: int,
+    kind: Any,
+    bias: PositionBias | None,
+) -> tuple[tuple[Array, ...], tuple[Array, ...], Array, "_Places"]:
+    """Queries, keys and values in blocks of C tokens, and where they are."""
+    _, T, N, _ = queries[0].shape
+    K = values.shape[2]
     pad = -T % C
 
     # Masks are causal, so that no token sees the padding after the last one; every token sees
     # itself, so that no sum of weights is zero.
     def split(x: Array, groups: int) -> Array:
-        return tiles.split(jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))), C, groups)
+        return tiles.split(_padded(x, C), C, groups)
 
     q = tuple(split(x, N // K) for x in queries)
     k = tuple(split(x, 1) for x in keys)
@@ -80,12 +138,7 @@ def blocked(
             _positions(bias.key_positions, C),
             tiles.OfLayer(kind, tiles.split_slopes(bias.slopes, N // K)),
         )
-    # Over several devices, rows and heads are cut already: each device has its own.
-    parts = WHOLE
-    if sharding is None or sharding.mesh.size == 1:
-        parts = parts_of(q[0], N // K, platform_of(sharding))
-    out: Array = _flash(q, k, v, places, _Program(tuple(masks), C, parts))
-    return out[:, :T]
+    return q, k, v, places
 
 
 def blocked_chunk(

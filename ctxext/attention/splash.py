@@ -1,4 +1,8 @@
-"""Splash attention, the fused TPU kernel of jax (Pallas), for methods of one piece.
+"""Splash attention, the fused TPU kernel of jax (Pallas), for any causal masks.
+
+One piece has its own gradient. Several are one call each, merged by log-sum-exp (`merge`), forward
+only: splash refuses the gradient of what it returns with its log-sum-exp (jax 0.10.2), so that the
+gradient is that of the kernel `blocked`.
 
 Pallas is imported inside the functions, so that other platforms never load it.
 """
@@ -12,6 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
+from ctxext.attention import merge
 from ctxext.attention.devices import on_each_device
 from ctxext.attention.pieces import Mask
 from ctxext.attention.request import Request
@@ -23,11 +28,9 @@ LANES = 128
 
 def refusal(request: Request) -> str:
     """Why splash cannot do a request exactly; empty if it can."""
-    if len(request.masks) != 1:
-        return f"it evaluates one piece, this method has {len(request.masks)}"
-    (mask,) = request.masks
-    if request.packed and not mask.by_distance:
-        return f"it evaluates {mask} from the first token of a row, not of each packed document"
+    for mask in request.masks:
+        if request.packed and not mask.by_distance:
+            return f"it evaluates {mask} from the first token of a row, not of each packed document"
     if request.seq_len % LANES:
         return f"it needs a multiple of {LANES} tokens, not {request.seq_len}"
     return ""
@@ -46,20 +49,40 @@ def splash(
     """Equal to `dense` wherever `refusal` is empty; interpret: on any platform, slowly."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
-    (q,), (k,), (mask,) = queries, keys, masks
-
-    def local(q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
-        kernel = _kernel(mask, q.shape[1], q.shape[2], interpret)
+    def of_piece(
+        q: Array, k: Array, v: Array, mask: Mask, segment_ids: Array | None, with_lse: bool
+    ) -> Any:
+        kernel = _kernel(mask, q.shape[1], q.shape[2], interpret, with_lse)
         scaled = q * q.shape[-1] ** -0.5  # splash does not scale
         # Splash wants heads before tokens, and one row at a time.
         heads_first = [x.swapaxes(1, 2) for x in (scaled, k, v)]
         segments = None if segment_ids is None else kernels.SegmentIds(segment_ids, segment_ids)
-        return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
+        return jax.tree.map(lambda x: x.swapaxes(1, 2), jax.vmap(kernel)(*heads_first, segments))
 
-    return on_each_device(local, sharding)(q, k, values, segment_ids)
+    def forward(
+        q: Sequence[Array],
+        k: Sequence[Array],
+        v: Array,
+        masks: Sequence[Mask],
+        segment_ids: Array | None,
+    ) -> list[merge.Output]:
+        outputs = []
+        for own_q, own_k, mask in zip(q, k, masks, strict=True):
+            out, (lse,) = of_piece(own_q, own_k, v, mask, segment_ids, True)
+            outputs.append((out, lse))
+        return outputs
+
+    def local(
+        q: tuple[Array, ...], k: tuple[Array, ...], v: Array, segment_ids: Array | None
+    ) -> Array:
+        if len(masks) == 1:
+            return of_piece(q[0], k[0], v, masks[0], segment_ids, False)
+        return merge.attend(forward, q, k, v, masks, segment_ids)
+
+    return on_each_device(local, sharding)(tuple(queries), tuple(keys), values, segment_ids)
 
 
-def _kernel(mask: Mask, T: int, heads: int, interpret: bool) -> Any:
+def _kernel(mask: Mask, T: int, heads: int, interpret: bool, with_lse: bool) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -80,7 +103,8 @@ def _kernel(mask: Mask, T: int, heads: int, interpret: bool) -> Any:
         q_seq_shards=1,
         block_sizes=blocks,
         interpret=interpret,
-        residual_checkpoint_name=SAVED_NAME,
+        residual_checkpoint_name=None if with_lse else SAVED_NAME,
+        save_residuals=with_lse,
     )
 
 

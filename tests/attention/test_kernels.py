@@ -9,12 +9,14 @@ import pytest
 
 from ctxext.attention import Band, Causal
 from ctxext.attention.kernels import KERNELS, TABLE, choose, evaluate, explain, refusal
+from ctxext.attention.masks import Chunks
 from ctxext.attention.request import Request
 from ctxext.methods import SelfExtend
 from ctxext.methods.lm_infinite import First
 
 ONE = tuple(piece.mask for piece in Causal().pieces(1024))
 TWO = tuple(piece.mask for piece in SelfExtend(4, 512).pieces(1024))
+CHUNKS = (Chunks(1024, 0, 1), Chunks(1024, 1, 2), Chunks(1024, 2))
 PLAIN = Request(ONE, "cpu", seq_len=8192, dtype="bfloat16", packed=False)
 
 
@@ -32,14 +34,17 @@ def test_every_name_but_auto_is_a_row():
         ("cpu", {}, "blocked"),
         ("tpu", {}, "splash"),
         ("tpu", {"packed": True, "dtype": "float32"}, "splash"),
-        ("tpu", {"masks": TWO}, "blocked"),
+        ("tpu", {"masks": TWO}, "splash"),
+        ("tpu", {"masks": CHUNKS, "packed": True}, "blocked"),
         ("tpu", {"seq_len": 8200}, "blocked"),
         ("gpu", {}, "cudnn"),
         ("cuda", {}, "cudnn"),
         ("gpu", {"masks": (Band(0, 1024),)}, "cudnn"),
         ("gpu", {"packed": True}, "blocked"),
         ("gpu", {"dtype": "float32"}, "blocked"),
-        ("gpu", {"masks": TWO}, "blocked"),
+        ("gpu", {"masks": TWO}, "cudnn"),
+        ("gpu", {"masks": CHUNKS}, "cudnn"),
+        ("gpu", {"masks": CHUNKS, "seq_len": 128 * 1024}, "blocked"),
         ("cpu", {"cut": True}, "ring"),
         ("tpu", {"cut": True}, "ring"),
         ("gpu", {"cut": True}, "ring"),
@@ -53,9 +58,10 @@ def test_auto_takes_the_fused_kernel_where_it_is_exact(platform, changes, expect
     ("kernel", "platform", "changes", "reason"),
     [
         ("splash", "gpu", {}, "it does not run on gpu"),
-        ("splash", "tpu", {"masks": TWO}, "it evaluates one piece, this method has 2"),
+        ("splash", "tpu", {"masks": CHUNKS, "packed": True}, "not of each packed document"),
         ("splash", "tpu", {"seq_len": 8200}, "a multiple of 128 tokens, not 8200"),
-        ("cudnn", "gpu", {"masks": (First(4, 0),)}, "causal bands from distance 0"),
+        ("cudnn", "gpu", {"masks": (First(4, 0),)}, "causal bands, and chunks up to 64, not"),
+        ("cudnn", "gpu", {"masks": (Chunks(8, 0, 2),)}, "causal bands, and chunks up to 64, not"),
         ("cudnn", "gpu", {"dtype": "float32"}, "it computes in bfloat16, not float32"),
         ("cudnn", "gpu", {"packed": True}, "it does not know segments"),
         ("cudnn", "gpu", {"cut": True}, "it needs whole sequences, but mesh.seq cuts them"),
