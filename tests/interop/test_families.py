@@ -392,6 +392,6 @@ def test_methods_and_formats_without_a_family_are_refused(directory):
         hf.config_json(wrong, Unscaled(), seq_len=64, dtype="float32")
     nobody = dataclasses.replace(lm.config, family="nobody")
     with pytest.raises(
-        ValueError, match="family 'nobody' is not known; known: llama, falcon, mistral"
+        ValueError, match="family 'nobody' is not known; known: llama, falcon, ministral3"
     ):
         hf.config_json(nobody, Unscaled(), seq_len=64, dtype="float32")
