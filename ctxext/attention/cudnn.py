@@ -4,7 +4,6 @@ One causal band is one call, with cuDNN's own gradient. Several pieces are one c
 merged by log-sum-exp in float32 (`merge`): forward only, with the gradient of the kernel `blocked`.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +12,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
+from ctxext import jax_internals
 from ctxext.attention import merge
 from ctxext.attention.devices import on_each_device
 from ctxext.attention.pieces import Band, Mask
 from ctxext.attention.request import Request
-
-WITH_LSE = "jax._src.cudnn.fused_attention_stablehlo"
-"""The module with the function that returns the log-sum-exp in float32. The public
-`jax.nn.dot_product_attention(return_residual=True)` rounds it to the type of the output (jax
-0.10.2): in bfloat16 by up to 1/32 where it is above 8, which is 3 % of the weight of a piece. And
-the gradient of either function ignores what comes through the log-sum-exp."""
 
 
 def refusal(request: Request) -> str:
@@ -34,8 +28,11 @@ def refusal(request: Request) -> str:
         return f"it computes in bfloat16, not {np.dtype(request.dtype)}"
     if request.packed:
         return "it does not know segments, so that packed documents would see each other"
-    if not _is_single_call(request.masks) and _function_with_lse() is None:
-        return f"jax {jax.__version__} has no {WITH_LSE}, which several pieces need"
+    if not _is_single_call(request.masks):
+        try:
+            jax_internals.attention_with_lse()
+        except ValueError as error:
+            return str(error)
     return ""
 
 
@@ -83,23 +80,14 @@ def _forward(
 
 
 def _with_lse(q: Array, k: Array, v: Array, causal: bool, window: int | None) -> merge.Output:
-    function = _function_with_lse()
-    kinds = importlib.import_module(WITH_LSE).MaskType
-    out, lse = function(
+    library = jax_internals.attention_with_lse()
+    out, lse = library.dot_product_attention(
         q,
         k,
         v,
         scale=q.shape[-1] ** -0.5,
-        mask_type=kinds.CAUSAL if causal else kinds.NO_MASK,
+        mask_type=library.MaskType.CAUSAL if causal else library.MaskType.NO_MASK,
         sliding_window_length=window,
         return_residual=True,
     )
     return out, lse.transpose(0, 2, 1)
-
-
-def _function_with_lse() -> Any:
-    """The function of `WITH_LSE`; None if this jax does not have it."""
-    try:
-        return importlib.import_module(WITH_LSE).dot_product_attention
-    except (ImportError, AttributeError):
-        return None

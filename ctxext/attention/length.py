@@ -45,6 +45,8 @@ def _with_stretch(
     scaling: RopeScaling, attention: Attention, base: RopeBase, seq_len: int, angles: Angles
 ) -> Rotation | Float32Rotation:
     rotation = rotation_at(scaling, base, seq_len, angles)
+    if not any(piece.stretched for piece in pieces_of_any_length(attention)):
+        return rotation
     stretch = attention.stretch(rope_at(scaling, base, seq_len), base, seq_len)
     if stretch is None:
         return rotation

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.parallel import jax_internals
+from ctxext import jax_internals
 from ctxext.terminal import PrintableStream
 
 FLAGS = "--coordinator HOST:PORT --num-processes N --process-id I"

@@ -7,19 +7,24 @@ from pathlib import Path
 import jax
 import pytest
 
-from ctxext.parallel import distributed, jax_internals
+from ctxext import jax_internals
+from ctxext.parallel import distributed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", [jax_internals.CLIENT, jax_internals.ON_TPU], ids=".".join)
+@pytest.mark.parametrize(
+    "name",
+    [jax_internals.CLIENT, jax_internals.ON_TPU, jax_internals.ATTENTION_WITH_LSE],
+    ids=".".join,
+)
 def test_this_jax_has_the_private_names_that_we_use(name) -> None:
     try:
         jax_internals._private(name, "")
     except ValueError:
         pytest.fail(
             f"jax {jax.__version__} dropped {'.'.join(name)}: put its replacement into "
-            "ctxext/parallel/jax_internals.py, the only file that knows it; until then cap jax in "
+            "ctxext/jax_internals.py, the only file that knows it; until then cap jax in "
             "pyproject.toml"
         )
 
@@ -27,6 +32,7 @@ def test_this_jax_has_the_private_names_that_we_use(name) -> None:
 def test_the_private_functions_of_jax_do_what_we_need() -> None:
     assert jax_internals.client() is None
     assert jax_internals.on_tpu() is False
+    assert callable(jax_internals.attention_with_lse().dot_product_attention)
     try:
         kind = sys.modules["jax._src.distributed"]._jax.DistributedRuntimeClient
     except AttributeError:
