@@ -48,11 +48,11 @@ SCORES_IN_CACHE = 2**21
 def parts_of(q: Array, groups: int, platform: str) -> Parts:
     """The parts in which queries [M, B, K, G * C, H] are visited.
 
-    groups: G.
+    groups: G. Scores of a block pair that fit into the cache as a whole are not cut.
     """
-    if platform != "cpu":
-        return WHOLE
     _, B, K, GC, _ = q.shape
     per_head = 4 * GC * (GC // groups)
+    if platform != "cpu" or B * K * per_head <= SCORES_IN_CACHE:
+        return WHOLE
     sizes = [h for h in range(1, K + 1) if K % h == 0 and h * per_head <= SCORES_IN_CACHE]
     return Parts(rows=B, heads=K // max(sizes, default=1))
