@@ -212,7 +212,7 @@ class _Places(NamedTuple):
 
 
 class _Program(NamedTuple):
-    """What decides the program of a call."""
+    """The static part of a call: another value is another compiled program."""
 
     masks: tuple[LayerMask, ...]
     size: int

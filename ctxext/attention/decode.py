@@ -28,8 +28,8 @@ class _Slots(NamedTuple):
     first: int
     count: int
     continuations: int
-    """More than 1: each continuation is a row that reads only the slots of its own tokens; 1: all
-    queries of a prompt read the same slots."""
+    """If 1, all queries of a prompt read the same slots. If more, each continuation is a row, which
+    reads its own slots only."""
     query_index: Int[Array, "r t"]
     key_index: Int[Array, "r s"]
     filled: Bool[Array, "r 1 s"] | None

@@ -77,7 +77,7 @@ class Layers:
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
     bias: LinearBias | None = None
     query_scale: QueryScale | None = None
-    """What the queries of all layers are multiplied by, by their positions; None: nothing."""
+    """A factor for the queries of all layers, given their positions; None: no factor."""
 
     def scaled(self, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
         """The pieces of a method as layers of this model evaluate them, with its own scale.

@@ -19,7 +19,7 @@ from ctxext.attention.pieces import Band, Mask
 from ctxext.attention.tiles import named
 
 MOST_CHUNKS = 64
-"""Chunks of a row at most: from the third on, each is a call of its own in the program."""
+"""The most chunks of a row: from the third on, each chunk adds a call to the program."""
 
 Output = tuple[Array, Array]
 """Attention [B, T, N, H], and the log-sum-exp of its scores [B, T, N], float32; -inf where no key

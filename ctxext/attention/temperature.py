@@ -64,7 +64,7 @@ class QueryTemperature(Attention):
     @property
     @abc.abstractmethod
     def query_scale(self) -> QueryScale:
-        """What the queries are multiplied by."""
+        """The factor of the queries, given their positions."""
 
     @property
     def where(self) -> tuple[ScaledLayers, int]:

@@ -55,7 +55,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-    """What Q audited queries see in some layers: arrays [Q], or [Q, P] for each of P pieces."""
+    """The keys that Q audited queries see in some layers; arrays are [Q], or [Q, P] by piece."""
 
     view: View
     seq_len: int

@@ -43,7 +43,7 @@ def measurements(
     platform: str | None = None,
     cpu_isa: str | None = None,
 ) -> Iterator[list[Measurement]]:
-    """What the named parts, of `PARTS`, measure, to be run in this order within the block.
+    """The measurements of the named `PARTS`, to be run in this order within the block.
 
     `source`: the model of "eval"; the other parts have random weights. `against`: "hf" does the
     same with transformers, interleaved. `platform`: whose sizes, by default those of this machine.
