@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ctxext.report.drawing.notebook import Drawing
 
 __all__ = [
+    "choose_runs",
     "draw_wavelengths",
     "drawings",
     "expectations",
@@ -45,6 +46,13 @@ __all__ = [
     "verdict",
     "write_report",
 ]
+
+
+def choose_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """(those of the paths that are runs, lines that say which others are left out)."""
+    from ctxext.report.analysis import runs
+
+    return runs.choose_runs(paths)
 
 
 def read_records(runs: Sequence[Path]) -> list[EvalRecord]:

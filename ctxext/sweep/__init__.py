@@ -2,14 +2,17 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctxext import report
 from ctxext.files import exclusive_lock, make_parent, read_json, write_json
-from ctxext.interop.validation import FINITE, TEXT, Shape, check_shape
+from ctxext.interop.validation import FINITE, TEXT, Shape, check_shape, optional
+from ctxext.progress import duration
+from ctxext.report.table import Column, Table
 from ctxext.sweep.trial import Outcome, Resources, Trial
+from ctxext.sweep.watch import Watch
 from ctxext.sweep.yaml import wandb_yaml
 
 __all__ = ["Outcome", "Resources", "SweepResult", "Trial", "sweep", "wandb_yaml"]
@@ -18,12 +21,13 @@ Launcher = Callable[[Sequence[Trial], Resources], Iterator[Outcome]]
 """Runs trials and yields their outcomes in the order in which they end."""
 OUTCOME: dict[str, Shape] = {
     "name": TEXT,
-    "status": FINITE,
+    "status": optional(FINITE),
     "command": [TEXT],
     "log": TEXT,
     "tail": TEXT,
 }
-"""A trial in sweep.json."""
+COSTS: dict[str, Shape] = {"seconds": optional(FINITE), "at": TEXT}
+"""What was not kept at first: it may be missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +47,12 @@ class SweepResult:
     def data(self) -> dict[str, Any]:
         """Outcomes and the tables of the report, as JSON values."""
         tables = report.summary(report.read_records(self.runs)) if self.runs else {}
-        outcomes = {name: dataclasses.asdict(outcome) for name, outcome in self.outcomes.items()}
+        outcomes = _as_data(self.outcomes)
         return {"trials": outcomes, "report": str(self.page) if self.page else None, **tables}
 
     @property
     def text(self) -> str:
-        """Verdict and tables of the report, and the end of the log of each failed trial."""
+        """Verdict and tables of the report, the end of the log of each failed trial, and costs."""
         lines = []
         if self.runs:
             records = report.read_records(self.runs)
@@ -61,16 +65,38 @@ class SweepResult:
                 f"trial {name} failed with status {failure.status}; its log: {failure.log}",
                 failure.tail,
             ]
-        finished = len(self.outcomes) - len(self.failed)
-        return "\n".join([*lines, "", f"{finished} of {len(self.outcomes)} trials are done"])
+        return "\n".join([*lines, "", self.costs().to_text()])
+
+    def costs(self) -> Table[Outcome]:
+        """A row for each trial: how it ended, and how long it took."""
+
+        def seconds(outcome: Outcome) -> str:
+            return "" if outcome.seconds is None else duration(outcome.seconds)
+
+        def ending(outcome: Outcome) -> str:
+            return f"failed, status {outcome.status}" if outcome.status else "done"
+
+        outcomes = list(self.outcomes.values())
+        total = sum(outcome.seconds or 0.0 for outcome in outcomes)
+        finished = len(outcomes) - len(self.failed)
+        return Table(
+            f"{finished} of {len(outcomes)} trials are done; together they took {duration(total)}",
+            [
+                Column("trial", lambda outcome: outcome.name),
+                Column("ended", ending),
+                Column("took", seconds),
+            ],
+            outcomes,
+        )
 
 
 def sweep(trials: Sequence[Trial], out: Path, launcher: str, resources: Resources) -> SweepResult:
     """Run the trials that are not done yet, and write one report on all of them, OUT/report.html.
 
-    OUT/sweep.json keeps the outcomes. A trial is done if it has ended with status 0 with the same
-    command. A trial that fails stops no other. Raises ValueError for an unknown launcher, where its
-    library is missing, and if another process runs a sweep in OUT.
+    OUT/sweep.json keeps the outcomes, and of trials that run what they are at. A trial is done if
+    it has ended with status 0 with the same command. A trial that fails stops no other. Raises
+    ValueError for an unknown launcher, where its library is missing, and if another process runs a
+    sweep in OUT.
     """
     launch = _launcher(launcher)
     lock = out / ".lock"
@@ -91,26 +117,38 @@ def _sweep(
         if trial.name in earlier and _is_done(trial, earlier[trial.name])
     }
     remaining = [trial for trial in trials if trial.name not in outcomes]
+    before = {
+        trial.name: earlier[trial.name].get("seconds") or 0.0
+        for trial in remaining
+        if trial.name in earlier and earlier[trial.name]["command"] == list(trial.command)
+    }
+    waiting = {trial.name: trial.outcome(None, at="waits") for trial in remaining}
     print(f"{len(remaining)} of {len(trials)} trials to run", file=sys.stderr)
-    for outcome in launch(remaining, resources) if remaining else ():
-        outcomes[outcome.name] = outcome
-        new = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
-        write_json(outcomes_file, earlier | new)
-        status = f"FAILED, status {outcome.status}" if outcome.status else "done"
-        print(f"trial {outcome.name}: {status}", file=sys.stderr)
+
+    def keep(started: Mapping[str, Outcome]) -> None:
+        write_json(outcomes_file, _as_data(waiting) | earlier | _as_data({**outcomes, **started}))
+
+    if remaining:
+        with Watch(remaining, keep=keep, before=before) as watch:
+            for outcome in launch(remaining, resources):
+                outcomes[outcome.name] = watch.ended(outcome)
     outcomes = {trial.name: outcomes[trial.name] for trial in trials}
     runs = [trial.run for trial in trials if not outcomes[trial.name].status]
     page = report.write_report(runs, out / "report.html") if runs else None
     return SweepResult(outcomes, runs, page)
 
 
+def _as_data(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
+    return {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
+
+
 def _read_outcomes(file: Path) -> dict[str, dict[str, Any]]:
     """The outcomes of trials by name. Raises ValueError naming the file if it is damaged."""
     outcomes = read_json(file)
     try:
-        check_shape(outcomes, {"*": OUTCOME}, "it")
+        check_shape(outcomes, {"*": OUTCOME | COSTS}, "it")
         for name, outcome in outcomes.items():
-            if outcome.keys() != OUTCOME.keys():
+            if outcome.keys() - COSTS.keys() != OUTCOME.keys():
                 raise ValueError(f"{name:.50} must have {', '.join(OUTCOME)}")
     except ValueError as error:
         raise ValueError(

@@ -19,11 +19,13 @@ def launch(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
     """
     waiting = [(trial, resources.retries) for trial in trials]
     running: dict[subprocess.Popen, tuple[Trial, int]] = {}
+    started: dict[str, float] = {}
     with _exit_on_sigterm():
         try:
             while waiting or running:
                 while waiting and len(running) < resources.jobs:
                     trial, retries = waiting.pop(0)
+                    started.setdefault(trial.name, time.monotonic())
                     running[trial.start()] = (trial, retries)
                 ended = [process for process in running if process.poll() is not None]
                 for process in ended:
@@ -31,7 +33,8 @@ def launch(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
                     if process.returncode and retries:
                         waiting.insert(0, (trial, retries - 1))
                     else:
-                        yield trial.outcome(process.returncode)
+                        seconds = time.monotonic() - started[trial.name]
+                        yield trial.outcome(process.returncode, seconds)
                 time.sleep(POLL_SECONDS)
         finally:
             stop(running)

@@ -3,11 +3,13 @@
 import dataclasses
 import shlex
 import subprocess
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ctxext.child_python import python_command
 from ctxext.files import check_place, make_parent, open_in_place
+from ctxext.progress import duration
 
 TAIL = 12
 """Lines of the log that are kept of a failed trial."""
@@ -28,13 +30,31 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: its exit status, 0 for success, and the last lines of its log."""
+    """What became of a trial."""
 
     name: str
-    status: int
+    status: int | None
+    """Its exit status, 0 for success; None while it has not ended."""
     command: list[str]
     log: str
     tail: str = ""
+    """The last lines of its log, if it failed."""
+    seconds: float | None = None
+    """How long its process ran, all starts together; None if that is not known."""
+    at: str = ""
+    """The last that it said, if it runs."""
+
+    @property
+    def text(self) -> str:
+        """Such as: done in 3 min; FAILED with status 2 after 4 s: out of memory."""
+        took = "" if self.seconds is None else duration(self.seconds)
+        if self.status is None:
+            return "not ended"
+        if not self.status:
+            return f"done in {took}" if took else "done"
+        after = f" after {took}" if took else ""
+        _, _, reason = self.tail.rpartition("\n")
+        return f"FAILED with status {self.status}{after}{': ' if reason else ''}{reason}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +106,28 @@ class Trial:
 
         If this process is stopped, the trial saves and stops too.
         """
-        process = self.start()
+        started = time.monotonic()
+        status = self._wait_for(self.start())
+        for _ in range(retries):
+            if not status:
+                break
+            status = self._wait_for(self.start())
+        return self.outcome(status, time.monotonic() - started)
+
+    @staticmethod
+    def _wait_for(process: subprocess.Popen) -> int:
         try:
-            status = process.wait()
+            return process.wait()
         finally:
             stop([process])
-        return self.perform(retries - 1) if status and retries else self.outcome(status)
 
-    def outcome(self, status: int) -> Outcome:
+    def outcome(self, status: int | None, seconds: float | None = None, at: str = "") -> Outcome:
         """The outcome for an exit status, with the end of the log if the trial failed."""
         tail = ""
         if status and self.log.exists():
             lines = self.log.read_text(errors="replace").splitlines()
             tail = "\n".join(lines[-TAIL:])
-        return Outcome(self.name, status, list(self.command), str(self.log), tail)
+        return Outcome(self.name, status, list(self.command), str(self.log), tail, seconds, at)
 
 
 def stop(processes: Collection[subprocess.Popen]) -> None:

@@ -449,6 +449,30 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert "has no records.jsonl" in capsys.readouterr().err
 
 
+def test_what_is_no_run_among_several_is_left_out_and_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As of `runs/sweep/*`: a trial, one that failed at its start, a log and the outcomes."""
+    sweep = tmp_path / "sweep"
+    (sweep / "lost").mkdir(parents=True)
+    (sweep / "yarn").symlink_to(run)
+    for name in ("lost/config.json", "sweep.json", "yarn.log"):
+        (sweep / name).write_text("{}")
+    paths = sorted(map(str, sweep.iterdir()))
+    assert main(["report", *paths, "--out", str(tmp_path / "page.html")]) == 0
+    of_all = capsys.readouterr()
+    assert of_all.err.splitlines() == [
+        f"left out, each no run: {sweep / 'sweep.json'}, {sweep / 'yarn.log'}",
+        f"left out, a run without records yet: {sweep / 'lost'}",
+    ]
+    assert main(["report", str(sweep / "yarn"), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out == of_all.out
+    assert main(["report", *paths, str(tmp_path / "tpyo")]) == 2
+    assert f"{tmp_path / 'tpyo'} has no records.jsonl" in capsys.readouterr().err
+    assert main(["report", *paths[1::2]]) == 2
+    assert f"{paths[1]} has no records.jsonl" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("recorded", "shown"),
     [

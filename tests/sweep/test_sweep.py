@@ -1,5 +1,6 @@
 """Sweeps: real trials, one of which fails; finished ones are not repeated; one report on all."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.evals.record import read_records
 from ctxext.experiment import load_sweep
+from ctxext.sweep.watch import Watch
 
 FILE = """
 import dataclasses
@@ -197,6 +199,132 @@ def test_a_second_sweep_in_the_same_place_is_refused(tmp_path: Path, monkeypatch
     result = sweep.sweep([trial], out, "local", sweep.Resources())
     assert result.failed == ["a"]
     assert list(json.loads((out / "sweep.json").read_text())) == ["a"]
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_progress_of_trials_is_read_from_their_logs(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Four trials, two at a time, of which one was started before, for 50 seconds."""
+    trials = {name: sweep.Trial(name, ("run",), tmp_path / name) for name in "abcd"}
+    trials["a"].log.write_text("stage 7 of 7, report\n")
+    clock = Clock()
+    kept: list[dict[str, tuple]] = []
+    watch = Watch(
+        list(trials.values()),
+        keep=lambda outcomes: kept.append(
+            {x.name: (x.status, x.seconds, x.at) for x in outcomes.values()}
+        ),
+        before={"a": 50.0},
+        clock=clock,
+    )
+    watch.look()
+    assert kept[-1] == {}
+    with trials["a"].log.open("a") as log:
+        log.write("stage 1 of 7, prepare\nstage 2 of 7, train a\n\na: step 3/9  loss \x1b[2J 2.5\n")
+    trials["b"].log.write_text("")
+    watch.look()
+    clock.now += 30
+    trials["b"].log.write_text("loading\n")
+    watch.look()
+    at_a = "stage 2 of 7, train a; a: step 3/9  loss \\x1b[2J 2.5"
+    assert kept[-1] == {"a": (None, 80.0, at_a), "b": (None, 30.0, "loading")}
+    assert capsys.readouterr().err == "", "no more often than every minute"
+    clock.now += 30
+    watch.look()
+    assert capsys.readouterr().err.splitlines() == [
+        "sweep: 0 of 4 trials have ended",
+        f"trial a, 2 min: {at_a}",
+        "trial b, 1 min: loading",
+    ]
+    trials["b"].log.write_text("loading\nctxext: no such text\n")
+    watch.ended(trials["b"].outcome(2, 60.0))
+    assert kept[-1]["b"] == (2, 60.0, "")
+    clock.now += 40
+    watch.ended(trials["a"].outcome(0, 100.0))
+    assert kept[-1]["a"] == (0, 150.0, "")
+    # 150 seconds each, two at a time: the two that are left take as long as one.
+    assert capsys.readouterr().err.splitlines() == [
+        "trial b: FAILED with status 2 after 1 min: ctxext: no such text; "
+        "1 of 4 trials have ended, 1 failed",
+        "trial a: done in 2 min; 2 of 4 trials have ended, 1 failed, about 2 min left",
+    ]
+
+
+def test_what_trials_cost_is_kept_and_listed_at_the_end(tmp_path: Path, monkeypatch):
+    """Also of those that failed; a second start of a trial adds to what it has cost."""
+    out = tmp_path / "out"
+    trials = [sweep.Trial(name, ("run", name), out / name) for name in ("a", "b")]
+    endings = {"a": (1, 100.0), "b": (0, 30.0)}
+    states = []
+
+    def launch(remaining, resources):
+        for trial in remaining:
+            states.append(json.loads((out / "sweep.json").read_text()) if states else {})
+            trial.run.mkdir(exist_ok=True)
+            (trial.run / "records.jsonl").touch()
+            yield trial.outcome(*endings[trial.name])
+
+    monkeypatch.setattr("ctxext.sweep._launcher", lambda name: launch)
+    result = sweep.sweep(trials, out, "local", sweep.Resources())
+    assert states[1]["a"]["status"] == 1
+    assert states[1]["b"] | {"command": 0, "log": 0} == {
+        **{"name": "b", "status": None, "command": 0, "log": 0, "tail": ""},
+        **{"seconds": None, "at": "waits"},
+    }
+    lines = result.text.splitlines()
+    assert lines[-4:] == [
+        "1 of 2 trials are done; together they took 2 min",
+        "trial             ended   took",
+        "a      failed, status 1  2 min",
+        "b                  done   30 s",
+    ]
+    endings["a"] = (0, 200.0)
+    result = sweep.sweep(trials, out, "local", sweep.Resources())
+    assert {name: outcome.seconds for name, outcome in result.outcomes.items()} == {
+        "a": 300.0,
+        "b": 30.0,
+    }
+    stored = json.loads((out / "sweep.json").read_text())
+    assert stored == {name: dataclasses.asdict(x) for name, x in result.outcomes.items()}
+
+
+def test_the_time_of_a_trial_is_that_of_its_process(tmp_path: Path, monkeypatch):
+    """All its tries, here and in a job."""
+    from ctxext.sweep.local import launch
+
+    def start(trial: sweep.Trial) -> subprocess.Popen:
+        return subprocess.Popen(["sh", "-c", "sleep 0.3; exit 1"])
+
+    monkeypatch.setattr(sweep.Trial, "start", start)
+    trial = sweep.Trial.of("a.py", "one", tmp_path, [])
+    started = time.monotonic()
+    (outcome,) = launch([trial], sweep.Resources(retries=1))
+    times = [x.seconds or 0.0 for x in (outcome, trial.perform(retries=1))]
+    assert min(times) >= 0.6
+    assert sum(times) <= time.monotonic() - started
+
+
+def test_outcomes_without_costs_are_read(tmp_path: Path, monkeypatch):
+    """As an earlier version wrote them."""
+    out = tmp_path / "out"
+    (out / "a").mkdir(parents=True)
+    (out / "a" / "records.jsonl").touch()
+    old = {"name": "a", "status": 0, "command": ["run"], "log": "a.log", "tail": ""}
+    (out / "sweep.json").write_text(json.dumps({"a": old}))
+    monkeypatch.setattr("ctxext.sweep._launcher", lambda name: lambda *_: pytest.fail("again"))
+    result = sweep.sweep([sweep.Trial("a", ("run",), out / "a")], out, "local", sweep.Resources())
+    assert result.text.splitlines()[-3:] == [
+        "1 of 1 trials are done; together they took 0 s",
+        "trial  ended  took",
+        "a       done",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Report on runs: verdict, tables, and one HTML page, computed again from their records.
 
 ctxext report runs/mine
+ctxext report runs/sweep/*
 ctxext report runs/seed-* --seeds --plot seeds.svg
+
+Of several paths, those that are no runs, such as logs, are left out, which is said.
 """
 
 import argparse
@@ -40,6 +43,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(
             "--plot draws the variants of --seeds; the page of a run has its own charts"
         )
+    from ctxext import report
+    from ctxext.terminal import printable_line
+
+    args.runs, left_out = report.choose_runs(args.runs)
+    for line in left_out:
+        print(printable_line(line), file=sys.stderr)
     if args.seeds:
         _report_seeds(args)
     else:

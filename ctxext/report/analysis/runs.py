@@ -76,6 +76,29 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
     return runs
 
 
+def choose_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """(the directories with records, a line on each kind of the other paths, which are no runs).
+
+    As of `runs/sweep/*`, which names logs and pages too. A path that does not exist is kept, and so
+    are all where none is a run: reading them says what is wrong.
+    """
+    runs = [path for path in paths if not path.exists() or RunDir(path).records_file.is_file()]
+    if not any(path.exists() for path in runs):
+        return list(paths), []
+    others = [path for path in paths if path not in runs]
+    unmeasured = [path for path in others if RunDir(path).config_file.is_file()]
+    kinds = {
+        "no run": [path for path in others if path not in unmeasured],
+        "a run without records yet": unmeasured,
+    }
+    notes = [
+        f"left out, {kind if len(of_kind) == 1 else f'each {kind}'}: {', '.join(map(str, of_kind))}"
+        for kind, of_kind in kinds.items()
+        if of_kind
+    ]
+    return runs, notes
+
+
 def _with_checkpoint(record: EvalRecord, name: str) -> EvalRecord:
     if record.model.checkpoint:
         return record
