@@ -11,11 +11,11 @@ from ctxext.files import exclusive_lock, make_parent, read_json, write_json
 from ctxext.interop.validation import FINITE, TEXT, Shape, check_shape, optional
 from ctxext.progress import duration
 from ctxext.report.table import Column, Table
-from ctxext.sweep.trial import Outcome, Resources, Trial
+from ctxext.sweep.trial import Outcome, Resources, Trial, choose
 from ctxext.sweep.watch import Watch
 from ctxext.sweep.yaml import wandb_yaml
 
-__all__ = ["Outcome", "Resources", "SweepResult", "Trial", "sweep", "wandb_yaml"]
+__all__ = ["Outcome", "Resources", "SweepResult", "Trial", "choose", "sweep", "wandb_yaml"]
 
 Launcher = Callable[[Sequence[Trial], Resources], Iterator[Outcome]]
 """Runs trials and yields their outcomes in the order in which they end."""

@@ -1,18 +1,41 @@
 """One experiment of a sweep as a command, and its outcome."""
 
 import dataclasses
+import difflib
 import shlex
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
 from ctxext.child_python import python_command
 from ctxext.files import check_place, make_parent, open_in_place
 from ctxext.progress import duration
 
+T = TypeVar("T")
 TAIL = 12
 """Lines of the log that are kept of a failed trial."""
+
+
+def choose(by_name: Mapping[str, T], patterns: Sequence[str]) -> dict[str, T]:
+    """The trials whose names match any of the patterns, such as "yarn-*", in their order.
+
+    Raises ValueError for a pattern that matches none.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in by_name):
+            close = difflib.get_close_matches(pattern, by_name, 1) or list(by_name)[:1]
+            raise ValueError(
+                f"--trials: no trial is called {pattern}; there are {len(by_name)}, such as "
+                f"{close[0]} (--dry-run lists them)"
+            )
+    return {
+        name: value
+        for name, value in by_name.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
 
 
 @dataclasses.dataclass(frozen=True)

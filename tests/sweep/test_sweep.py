@@ -377,6 +377,11 @@ def test_the_commands_of_trials_and_bad_sweeps(
     assert "--trial yarn" in lines[1]
     assert lines[1].endswith("--train.steps 3")
     assert not (tmp_path / "out").exists()
+    chosen = ["--dry-run", "--train.steps", "3", "--trials", "l*", "pi"]
+    assert main(sweep_command(file, tmp_path / "out", *chosen)) == 0
+    assert capsys.readouterr().out.splitlines() == [lines[0], lines[2]]
+    assert main(sweep_command(file, tmp_path / "out", "--trials", "pi", "yorn")) == 2
+    assert "no trial is called yorn; there are 3, such as yarn" in capsys.readouterr().err
     assert main(["run", str(file), "--trial", "yarn", "--print-config"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "yarn"
     assert main(["run", str(file), "--trial", "none"]) == 2

@@ -2,6 +2,7 @@
 
 ctxext sweep experiments/tiny_sweep.py --out runs/sweep --jobs 2
 ctxext sweep experiments/tiny_sweep.py --out runs/sweep --launcher slurm --gpus 8 --partition a100
+ctxext sweep experiments/tiny_sweep.py --out runs/sweep --trials 'yarn-*'
 
 Methods and leaves, as in `ctxext run`, change all trials. The same command resumes what is not
 finished.
@@ -28,6 +29,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="DIR",
         help="Where each trial has its run directory and its log, and where the report is.",
+    )
+    parser.add_argument(
+        "--trials",
+        nargs="+",
+        metavar="PATTERN",
+        help="Only the trials with these names, in which * stands for anything; default: all.",
     )
     parser.add_argument(
         "--launcher",
@@ -91,9 +98,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ctxext import loading, requirements, sweep
     from ctxext.experiment import load_sweep
 
+    by_name = load_sweep(args.experiment, options.base_config(args))
+    if args.trials is not None:
+        by_name = sweep.choose(by_name, args.trials)
     experiments = {
         name: options.change_experiment(experiment, args, rest)  # refuses a wrong option
-        for name, experiment in load_sweep(args.experiment, options.base_config(args)).items()
+        for name, experiment in by_name.items()
     }
     for experiment in experiments.values():
         if experiment.init is not None and loading.is_here(experiment.init):
