@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxext.evals.record import EvalRecord
+from ctxext.report.analysis.directories import run_directories
 from ctxext.report.analysis.records import latest
 from ctxext.report.pages.summary import summary
 from ctxext.report.pages.text import tables
@@ -39,6 +40,7 @@ __all__ = [
     "plot_wavelengths",
     "provenance",
     "read_records",
+    "run_directories",
     "seeds_data",
     "seeds_text",
     "summary",

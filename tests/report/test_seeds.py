@@ -87,6 +87,21 @@ def test_one_method_trained_in_two_ways(tmp_path):
     assert f"{twins.a}  -{rate:.0f} [" in table
 
 
+def test_one_method_trained_with_two_losses(tmp_path):
+    """What is called the same is told apart by the names of its runs."""
+    runs = [run_of(tmp_path / f"plain-{seed}", seed) for seed in (1, 2)]
+    for seed in (1, 2):
+        other = run_of(tmp_path / f"long-ce-{seed}", seed, ropes={"yarn(factor=4)": 0.0})
+        write_json(other / "config.json", {"seed": seed, "loss": {"type": "loss/long-ce"}})
+        runs.append(other)
+    (results,) = across_seeds(runs)
+    label = "yarn(factor=4), 48 steps at 1024"
+    names = [f"{label} (plain)", "none, 48 steps at 1024", f"{label} (long-ce)"]
+    assert [variant.name for variant in results.variants] == names
+    assert results.variants[2].correct[1024] == {1: 0, 2: 0}
+    assert [(twins.a, twins.b) for twins in results.twins] == [(names[0], names[2])]
+
+
 def test_text_data_and_chart(tmp_path, capsys):
     runs = [str(run_of(tmp_path / str(seed), seed)) for seed in (1, 2)]
     assert main(["report", *runs, "--seeds", "--plot", str(tmp_path / "seeds.svg")]) == 0

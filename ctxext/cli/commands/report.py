@@ -1,10 +1,11 @@
 """Report on runs: verdict, tables, and one HTML page, computed again from their records.
 
 ctxext report runs/mine
-ctxext report runs/sweep/*
 ctxext report runs/seed-* --seeds --plot seeds.svg
+ctxext report runs/sweep
 
-Of several paths, those that are no runs, such as logs, are left out, which is said.
+The directory of a sweep stands for its finished trials. Of several paths, those that are no runs,
+such as logs, are left out, which is said.
 """
 
 import argparse
@@ -16,12 +17,18 @@ from ctxext.cli import options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="Run directories.")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        type=Path,
+        help="Run directories, or the --out of a sweep for its finished trials.",
+    )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="The page; default: RUN/report.html, or ./report.html for several runs.",
+        help="The page; default: report.html in RUN or in the sweep, or here for several runs.",
     )
     parser.add_argument(
         "--seeds",
@@ -46,7 +53,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import report
     from ctxext.terminal import printable_line
 
-    args.runs, left_out = report.choose_runs(args.runs)
+    given = args.runs
+    runs, unfinished = report.run_directories(given)
+    if len(given) == 1 and runs != given:
+        args.out = args.out or given[0] / "report.html"
+    args.runs, left_out = report.choose_runs(runs)
+    if unfinished:
+        left_out.append(f"left out, not finished: {', '.join(unfinished)}")
     for line in left_out:
         print(printable_line(line), file=sys.stderr)
     if args.seeds:

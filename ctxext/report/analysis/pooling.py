@@ -56,9 +56,13 @@ def _arm(run: Run) -> str:
 def _name_of_arm(runs: Sequence[Run]) -> str:
     """Such as "yarn (seeds 0, 1, 2)" of the runs yarn-seed0 to yarn-seed2."""
     seeds = f"seeds {', '.join(str(run.config['seed']) for run in runs)}"
-    common = commonprefix([run.name for run in runs])
-    name = re.sub(r"[-_. ]*(seed)?[-_. =]*\d*$", "", common)
+    name = without_number([run.name for run in runs])
     return f"{name} ({seeds})" if name else seeds
+
+
+def without_number(names: Sequence[str]) -> str:
+    """What the names of runs have in common, without a seed at its end: "yarn" of yarn-seed0."""
+    return re.sub(r"[-_. ]*(seed)?[-_. =]*\d*$", "", commonprefix(list(names)))
 
 
 def _pooled(record: R, seed: int, name: str) -> R:

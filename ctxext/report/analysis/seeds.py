@@ -1,6 +1,7 @@
 """Runs that differ only in their training seed, combined: counts by seed, differences over all."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from ctxext.evals.record import AnswerRecord, EvaluatedModel
 from ctxext.evals.stats import Interval
 from ctxext.report.analysis.comparisons import paired_points, pairs
+from ctxext.report.analysis.pooling import without_number
 from ctxext.report.analysis.records import (
     TaskResults,
     accuracy,
@@ -20,6 +22,8 @@ from ctxext.report.analysis.records import (
 from ctxext.report.analysis.runs import RunData, read_run
 
 BySeed = dict[int, list[AnswerRecord]]
+TRAINING = ("init", "data", "optim", "train", "positions", "trainable", "loss")
+"""Fields of an experiment that decide its training, besides its seed and its method."""
 
 
 @dataclass(frozen=True)
@@ -93,27 +97,57 @@ def across_seeds(paths: Sequence[Path]) -> list[SeedResults]:
     """
     records: list[AnswerRecord] = []
     holders: dict[EvaluatedModel, Path] = {}
-    for path in paths:
-        run = read_run(path)
+    runs = [read_run(path) for path in paths]
+    names = _names_of_trainings(runs)
+    for run in runs:
+        path = run.path
         if "seed" not in run.config:
             raise ValueError(f"{path} has no config.json with a seed; give run directories")
         seed = run.config["seed"]
-        # The seed takes the place of the checkpoint's name, which is all that differs.
-        trained = [
-            dataclasses.replace(
-                r, model=dataclasses.replace(r.model, checkpoint=str(seed), weights="")
-            )
-            for r in answers(run.records)
-            if _is_end_of_training(r.model, run)
-        ]
+        # The seed takes the place of the checkpoint's name, and what tells trainings of one method
+        # apart that of the weights.
+        trained = []
+        for record in answers(run.records):
+            if _is_end_of_training(record.model, run):
+                name = names.get((_without_seed(record.model), _training(run)), "")
+                model = dataclasses.replace(record.model, checkpoint=str(seed), weights=name)
+                trained.append(dataclasses.replace(record, model=model))
         for model in dict.fromkeys(record.model for record in trained):
             if other := holders.get(model):
                 raise ValueError(
-                    f"{other} and {path} both have {model.label!r} with seed {seed}; give only one"
+                    f"{other} and {path} both have {_name(model)!r} with seed {seed}; give only one"
                 )
             holders[model] = path
         records += trained
     return [_combine(task) for task in task_results(records)]
+
+
+def _names_of_trainings(runs: Sequence[RunData]) -> dict[tuple[EvaluatedModel, str], str]:
+    """Names of what was trained in several ways, such as with another loss: those of its runs.
+
+    By model and by the settings of the training.
+    """
+    trained: dict[EvaluatedModel, dict[str, list[str]]] = {}
+    for run in runs:
+        models = {r.model for r in answers(run.records) if _is_end_of_training(r.model, run)}
+        for model in {_without_seed(model) for model in models}:
+            trained.setdefault(model, {}).setdefault(_training(run), []).append(run.name)
+    return {
+        (model, settings): without_number(of_settings) or of_settings[0]
+        for model, by_settings in trained.items()
+        if len(by_settings) > 1
+        for settings, of_settings in by_settings.items()
+    }
+
+
+def _training(run: RunData) -> str:
+    """The settings of the training, without its method."""
+    return json.dumps({field: run.config.get(field) for field in TRAINING}, sort_keys=True)
+
+
+def _name(model: EvaluatedModel) -> str:
+    """Its label, and the name of the training where the method was trained in several ways."""
+    return f"{model.label} ({model.weights})" if model.weights else model.label
 
 
 def _is_end_of_training(model: EvaluatedModel, run: RunData) -> bool:
@@ -126,7 +160,7 @@ def _combine(task: TaskResults) -> SeedResults:
     by_model = {
         model: group(records, lambda record: int(record.model.checkpoint))
         for model, records in group(
-            task.records, lambda record: _without_seed(record.model)
+            task.records, lambda record: _without_seed(record.model, record.model.weights)
         ).items()
     }
     seeds = tuple(sorted({seed for by_seed in by_model.values() for seed in by_seed}))
@@ -148,18 +182,18 @@ def _combine(task: TaskResults) -> SeedResults:
     for first, *others in group(by_model, lambda model: model.method).values():
         for other in others:
             points = _points_over(by_model[first], by_model[other], task.longest)
-            twins.append(Twins(first.label, other.label, points))
+            twins.append(Twins(_name(first), _name(other), points))
     return SeedResults(
         task.name,
         seeds,
-        plain.label,
+        _name(plain),
         tuple(sorted(variants, key=lambda variant: -variant.rate.value)),
         tuple(twins),
     )
 
 
-def _without_seed(model: EvaluatedModel) -> EvaluatedModel:
-    return dataclasses.replace(model, checkpoint="", weights="")
+def _without_seed(model: EvaluatedModel, name: str = "") -> EvaluatedModel:
+    return dataclasses.replace(model, checkpoint="", weights=name)
 
 
 def _check_same_questions(model: EvaluatedModel, by_seed: BySeed, seeds: Sequence[int]) -> None:
@@ -169,8 +203,8 @@ def _check_same_questions(model: EvaluatedModel, by_seed: BySeed, seeds: Sequenc
     }
     if len(question_sets) > 1 or len(by_seed) < len(seeds):
         raise ValueError(
-            f"{model.label}: not every one of the seeds {', '.join(map(str, seeds))} was asked the "
-            "same questions; let the runs finish, or leave out the seed that lacks them"
+            f"{_name(model)}: not every one of the seeds {', '.join(map(str, seeds))} was asked "
+            "the same questions; let the runs finish, or leave out the seed that lacks them"
         )
 
 
@@ -189,7 +223,7 @@ def _seed_variant(
     rate = accuracy(by_length[longest]).scaled(100)
     over_plain = None if model == plain else _points_over(by_model[plain], by_seed, longest)
     num_asked = {n: len(records) // len(by_seed) for n, records in by_length.items()}
-    return SeedVariant(model.label, correct, num_asked, rate, over_plain)
+    return SeedVariant(_name(model), correct, num_asked, rate, over_plain)
 
 
 def _points_over(a: BySeed, b: BySeed, seq_len: int) -> Interval:
