@@ -35,6 +35,13 @@ NOT_RUN = {
     "ctxext import smollm2 ": "the same",
     "ctxext eval DIR --evals longbench ": "needs LongBench; test_published_samples.py has its form",
     "ctxext harness ": "needs the extra lm-eval, and downloads its tasks",
+    "apt-get ": "needs Debian's packages",
+    "python experiments/texts/": "needs a package of Debian; test_study.py has its form",
+    "ctxext sweep experiments/smollm2_study.py ": "takes days; test_study.py has a smaller scale",
+    "ctxext run experiments/smollm2_study.py ": "needs the texts; the same",
+    "python experiments/tables/smollm2_study.py ": "needs what those left; the same",
+    "ctxext report runs/study ": "the same",
+    "tar ": "the same",
     **{
         f"ctxext plan {YARN_7B} --topology {topology}": f"needs the compiler of {platform}s"
         for topology, platform in {"v5e:4x4": "tpu", "h100:8 --compile": "gpu"}.items()
@@ -85,7 +92,7 @@ LEAVES = {
     "rope mine.py:HalfPI": ["waves.html"],
 }
 """Files that a command must leave, by how the command begins."""
-FIRST = ("ctxext", "git", "make", "pip", "srun")
+FIRST = ("ctxext", "git", "make", "pip", "srun", "apt-get", "python experiments/", "tar")
 
 
 def blocks() -> dict[str, list[str]]:
