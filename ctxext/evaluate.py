@@ -304,7 +304,7 @@ class NamedModel:
             semantics=semantics,
         )
         is_run = loading.is_run(path)
-        name = path.resolve().name
+        name = loading.name_of(source)
         weights = dataclasses.replace(
             evaluated_model(lm, steps=steps),
             checkpoint=name,

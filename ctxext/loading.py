@@ -63,6 +63,13 @@ def locate(source: str | Path) -> Path:
     return hub.resolve(str(source))
 
 
+def name_of(source: str | Path) -> str:
+    """The name of a model in records and pages: what opens it again, of a path the last part."""
+    path = locate(source)
+    is_packaged = str(source) in packaged.MODELS and path != Path(source)
+    return str(source) if is_packaged else path.resolve().name
+
+
 def is_here(source: str) -> bool:
     """True if a source can be opened without a download."""
     return source == BUNDLED or source in packaged.MODELS or Path(source).exists()

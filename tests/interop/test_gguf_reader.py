@@ -20,7 +20,7 @@ from ctxext.cli.main import main
 from ctxext.export import convert, export
 from ctxext.interop import gguf, gguf_reader, packaged
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, assemble, slots
-from ctxext.loading import load, locate, open_tokenizer
+from ctxext.loading import load, locate, name_of, open_tokenizer
 from ctxext.methods import ABF, NTK, Linear, Llama3, NTKByParts, PRope, Yarn
 from ctxext.model.decoder import param_shapes
 from ctxext.rope import Unscaled, rope_at
@@ -487,6 +487,8 @@ def test_a_packaged_model_that_is_missing_says_how_to_install_it(monkeypatch, tm
     file = package / packaged.MODELS["smollm2"].file
     file.write_bytes(b"GGUF")
     assert locate("smollm2") == file
+    # What a page tells to type opens the same model.
+    assert (name_of("smollm2"), name_of(file)) == ("smollm2", file.name)
 
 
 RECIPE = str(Path(__file__).parents[2] / "experiments" / "demo.py")
