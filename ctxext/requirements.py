@@ -121,8 +121,8 @@ def check_held_out(source: TextSource, *, model: str) -> None:
     """
     if not isinstance(source, Split):
         return
-    path = loading.locate(model)
-    if loading.is_run(path):
+    path = Path(model)
+    if loading.is_run(path):  # a name on the hub is none, and is not downloaded for this
         share = RunDir(path).settings()["train"].get("held_out", 0.0)
         if source.share > share:
             advice = f"give at most --held-out {share:g}" if share else "leave --held-out out"

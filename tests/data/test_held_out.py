@@ -159,6 +159,12 @@ def test_eval_reads_the_documents_that_training_holds_out(folder, tmp_path, monk
     assert "none of 72 documents is held out of training: a share of 1e-06 comes" in nothing
     assert "would be opened" not in nothing
     assert "the share held out must be above 0 and below 1, got 0.0" in error("0")
+    # A name on the hub is no run, and is not downloaded before the texts are looked at.
+    argv = ["eval", "owner/model", "--haystack", str(folder), "--held-out", str(SHARE)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "locate", lambda source: pytest.fail("it would be downloaded"))
+        assert main(argv) == 2
+    assert note in capsys.readouterr().err
     # The one of `train.held_out`, which is nested in any larger one.
     assert f"a share of {HELD_OUT:g} comes to nothing here" in error()
     monkeypatch.setattr(loading, "is_run", lambda path: True)

@@ -430,7 +430,7 @@ def test_hub_names(tmp_path, monkeypatch):
     assert hub.resolve("owner/model-7b") == tmp_path
     # Only where there is nothing else, and only what is read without unpickling.
     assert [pattern for pattern in request["patterns"] if pattern.endswith(".bin")] == [
-        "pytorch_model*.bin"
+        "pytorch_model.bin"
     ]
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert hub.resolve("owner/model-7b") == tmp_path
@@ -438,6 +438,17 @@ def test_hub_names(tmp_path, monkeypatch):
     assert not any(
         pattern.endswith((".bin", ".py", ".pth", "*")) for pattern in request["patterns"]
     )
+    assert "README.md" in request["patterns"]  # for the license
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = {"weight_map": {"a": shards[0], "b": shards[1], "c": "../*"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert hub.resolve("owner/model-7b") == tmp_path
+    # Not consolidated.safetensors, the same weights once more.
+    weights = [pattern for pattern in request["patterns"] if pattern.endswith(".safetensors")]
+    assert weights == ["model.safetensors", *shards]
+    assert not any("*" in pattern for pattern in request["patterns"])
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    assert hub.resolve("owner/model-7b") == tmp_path
     assert hub.resolve("owner/books", dataset=True) == tmp_path
     assert request["kind"] == "dataset"
     assert "*.parquet" in request["patterns"]
@@ -450,6 +461,7 @@ def test_hub_names(tmp_path, monkeypatch):
         hub.resolve("owner/m/../m.gguf")
     for path in tmp_path.iterdir():
         path.unlink()
+    (tmp_path / "README.md").write_text("GGUF files of a model")
     files = ["README.md", "b.gguf", "a.gguf"]
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: files)
     with pytest.raises(ValueError, match="owner/m has GGUF files .* for example owner/m/a.gguf$"):
