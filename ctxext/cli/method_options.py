@@ -184,12 +184,19 @@ def _refuse_unknown(flags: Sequence[Flag], methods: Iterable[_Chosen]) -> None:
     """Raises ValueError, with a suggestion, for a flag that is not a field of the methods."""
     known: dict[str, Any] = {}
     plain: list[str] = []
+    names: list[str] = []
     for method in methods:
         known |= method.annotations
         plain += method.fields
+        names.append(method.name)
     fields = ", ".join(option(name) for name in dict.fromkeys(plain))
     if fields:
         otherwise = f"the fields of these methods are {fields}"
+    elif names:
+        otherwise = (
+            f"{' and '.join(names)} has no fields; a method with a factor is, for example, "
+            "--method yarn --factor 4"
+        )
     else:
         otherwise = "the fields of a method are options after --method NAME; see --help"
     for flag in flags:

@@ -168,6 +168,8 @@ def read_settings(path: Path) -> AdapterSettings:
 
 
 def _check_supported(data: dict[str, Any]) -> None:
+    if data.get("bias", "none") is None:
+        raise ValueError('bias null stops PEFT too; write "none", if no biases were trained')
     if data.get("bias", "none") != "none":
         raise ValueError(f"bias {data['bias']!r} is not supported, only 'none'; {WAY_OUT}")
     unsupported = sorted(key for key in data.keys() - {*USED, *WITHOUT_EFFECT} if data[key])

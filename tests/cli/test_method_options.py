@@ -176,6 +176,7 @@ def test_a_field_of_another_way_to_train_names_both(
         (["yarn"], [], "'yarn' needs factor"),
         (["yarn"], ["--factor", "four"], "--factor must be a number, got 'four'"),
         (["yarn"], ["--fctr", "4"], r"unknown option --fctr; did you mean --factor\?"),
+        (["none"], ["--factor", "2"], "unknown option --factor; none has no fields; a method with"),
         (["linear"], ["--zzz", "4"], "the fields of these methods are --factor"),
         ([], ["--zzz", "4"], "after --method NAME"),
         (["yrn"], [], "did you mean 'yarn'"),

@@ -214,6 +214,7 @@ def test_runs_that_peft_cannot_represent_are_refused_with_the_reason(texts, base
     [
         ({"peft_type": "IA3"}, "only adapters of peft_type LORA"),
         ({"bias": "all"}, "bias 'all' is not supported"),
+        ({"bias": None}, 'bias null stops PEFT too; write "none", if no biases were trained'),
         ({"use_dora": True}, "it lacks lora_magnitude_vector of model.layers.0.self_attn"),
         ({"rank_pattern": {"q_proj": 2}}, r"has shape \[4, 64\], this base needs \[2, 64\]"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of q_proj must be a whole number from 1"),
