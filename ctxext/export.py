@@ -1,5 +1,6 @@
 """Write a model for other readers, in one of the formats of `ctxext.interop.formats`."""
 
+import dataclasses
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from ctxext.interop.formats import FORMATS as FORMATS
 from ctxext.interop.formats import find_format, recognize
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, storage_dtype
 from ctxext.interop.lazy_tensor import LazyTensor
-from ctxext.interop.model_card import public_name
+from ctxext.interop.model_card import public_command, public_name, versions_text
 from ctxext.interop.native_attention import native_config
 from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_spec
 from ctxext.methods import label
@@ -29,7 +30,7 @@ from ctxext.model.lora import merge_layers
 from ctxext.model.trainable import LoRA
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.rope import Rope, RopeScaling, rope_at
-from ctxext.rundir import RunDir
+from ctxext.rundir import RunDir, git_commit, versions
 from ctxext.serialization import read_saved
 
 
@@ -70,15 +71,17 @@ def convert(
     original: int | None = None,
     bos: bool | None = None,
     allow_shorter: bool = False,
+    command: str = "",
 ) -> Path:
     """Like `export`, for a checkpoint on disk: its tensors pass through memory one at a time.
 
     `dtype`: by default as they are stored, or float32 if they are mixed. `original`: the window L
     of pre-training where the source, in Meta's format, does not declare it. `bos`: whether texts
-    begin with BOS, by default as the source's tokenizer does. Raises ValueError as `export` and
-    `loading.load` do.
+    begin with BOS, by default as the source's tokenizer does. `command`: the command line, for the
+    card. Raises ValueError as `export` and `loading.load` do.
     """
     path = loading.locate(source)
+    methods = tuple(methods)
     if loading.is_run(path):
         raise ValueError(
             f"{source} is a run directory, not a checkpoint; write one with: ctxext export"
@@ -96,7 +99,11 @@ def convert(
     ).with_method(*methods, allow_shorter=allow_shorter)
     options = WriteOptions(
         dtype or storage_dtype(checkpoint.tensors.values()),
-        card={"base model": public_name(source)},
+        card={
+            "base model": public_name(source),
+            **({"method": label(methods)} if methods else {}),
+            "command": public_command(command),
+        },
         max_shard_size=max_shard_size,
         shards=shards,
     )
@@ -136,8 +143,19 @@ def _write(
     model = StoredModel(
         config, lm.scaling, window, tensors, lm.tokenizer, lm.generation_config, lm.about
     )
+    options = dataclasses.replace(options, card=_with_versions(options.card or {}))
     find_format(to).write(out, model, options)
     return out
+
+
+def _with_versions(card: dict[str, Any]) -> dict[str, Any]:
+    """The facts with the versions and the commit that wrote the files, unless they have others.
+
+    Facts without a text are left out.
+    """
+    written_by = {"versions": versions_text(versions()), "commit": git_commit()}
+    facts = card if "versions" in card else card | written_by
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def check(
@@ -167,7 +185,7 @@ def check_length(
     """
     if scaling.depends_on_length:  # its files declare where the growth begins
         return
-    context.check_length(rope_spec(scaling, config, window).length)
+    context.check_length(rope_spec(scaling, config, window).length, scaling, asked=window)
 
 
 def config_with(attention: Attention, config: LlamaConfig, *, to: str) -> LlamaConfig:

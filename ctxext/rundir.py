@@ -1,10 +1,13 @@
 """The directory of one run: its configuration, measurements, checkpoints and export."""
 
 import contextlib
+import functools
 import json
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -231,10 +234,7 @@ class RunDir:
         Raises ValueError if one of the `fixed` facts differs from what an earlier start recorded,
         because the run would silently continue with other data.
         """
-        versions = {"python": platform.python_version()} | {
-            name: _version(name) for name in PACKAGES
-        }
-        new = {"versions": versions, "git_commit": git_commit(), **facts}
+        new = {"versions": versions(), "git_commit": git_commit(), **facts}
         if self.provenance_file.exists():
             old = read_json(self.provenance_file)
             if not isinstance(old, dict) or "versions" not in old:
@@ -317,6 +317,18 @@ def _version(package: str) -> str | None:
         return None
 
 
+def versions() -> dict[str, str | None]:
+    """The version of Python and of each of `PACKAGES`, None for one that is not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def command_line() -> str:
+    """The command that started this process; of a run it is the one that resumes it too."""
+    is_ctxext = sys.argv[0].endswith(("ctxext", "__main__.py"))
+    return shlex.join(["ctxext" if is_ctxext else sys.argv[0], *sys.argv[1:]])
+
+
+@functools.cache
 def git_commit() -> str | None:
     """The commit of the source in use, with "-dirty" if it has changes.
 

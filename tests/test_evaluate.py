@@ -376,6 +376,13 @@ def test_a_card_shows_the_results_of_its_own_checkpoint(tmp_path):
         steps: evaluated_model(lm, steps=steps, train_seq_len=64) for steps in (0, 18, 100)
     }
     assert run_card(run, described[100])["summary"] == ""
+    assert "versions" not in run_card(run, described[100])  # it recorded none
+    command = "ctxext run a.py --init /home/me/base"
+    recorded = {"versions": {"jax": "0.10", "flax": None}, "git_commit": "c0ffee"}
+    run.provenance_file.write_text(json.dumps({**recorded, "command": command}))
+    card = run_card(run, described[100])
+    assert (card["versions"], card["commit"]) == ("jax 0.10", "c0ffee")
+    assert card["command"] == "ctxext run a.py --init base"
     for model in described.values():
         evaluate(PERFECT, (GRID,), model=model, sink=run.records_file, progress=False)
     for steps, other in ((18, 100), (100, 18)):

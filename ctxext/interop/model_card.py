@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ TITLES = {"mpt": "MPT", "smollm3": "SmolLM3"}
 BEGIN = "<!-- proof -->"
 END = "<!-- /proof -->"
 NO_LICENSE = "not stated by the files of the base; its terms hold for what is derived from it"
-NAME = {
+HUB_NAMES = {
     "license": re.compile(r"[a-z0-9][a-z0-9.+-]{1,40}"),
     "base_model": re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}"),
 }
@@ -96,13 +97,36 @@ def public_name(source: str | Path) -> str:
     return path.resolve().name if path.exists() else str(source)
 
 
+def versions_text(versions: dict[str, str | None]) -> str:
+    """The versions of the packages in use in one line."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+def public_command(command: Any) -> str:
+    """A recorded command as one that a shell runs and nothing besides; "" for anything else.
+
+    Of a path from the root, the home or a directory above, only the last name is left.
+    """
+    try:
+        words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:  # an open quote
+        return ""
+    return shlex.join(map(_public_word, words))
+
+
+def _public_word(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    is_private = value.startswith(("/", "~", "../"))
+    return f"{option}{equals}{Path(value).name if is_private else value}"
+
+
 def _front_matter(facts: dict[str, Any]) -> str:
     """The lines that the hub indexes; a text that is no name there is left to the list."""
     entries = {"license": facts.get("license"), "base_model": facts.get("base model")}
     return "".join(
         f"{key}: {value}\n"
         for key, value in entries.items()
-        if isinstance(value, str) and NAME[key].fullmatch(value)
+        if isinstance(value, str) and HUB_NAMES[key].fullmatch(value)
     )
 
 

@@ -78,8 +78,19 @@ class DeclaredContext:
             "--allow-shorter"
         )
 
-    def check_length(self, length: int) -> None:
-        """Raise ValueError if an export would declare fewer tokens than the checkpoint does."""
+    def check_length(self, length: int, scaling: RopeScaling, *, asked: int) -> None:
+        """Raise ValueError if an export would declare fewer tokens than the checkpoint does.
+
+        length: what `scaling` makes of an export for texts of `asked` tokens.
+        """
+        is_carried = self.resolve(scaling) == self.scaling
+        if is_carried and length < self.declared <= asked:
+            raise ValueError(
+                f"config.json contradicts itself: max_position_embeddings is {self.declared:,}, "
+                f"but {_described(self.scaling)} makes {length:,} tokens of the {self.original:,} "
+                f"of pre-training. Set it to {length:,}, or correct the factor or the window of "
+                f"pre-training; or give --allow-shorter, which writes {length:,}"
+            )
         if length < self.declared:
             raise ValueError(
                 f"the export would declare {length:,} tokens, but as it is the checkpoint declares "

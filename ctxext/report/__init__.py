@@ -156,7 +156,7 @@ def heatmaps(records: Sequence[EvalRecord]) -> "dict[str, np.ndarray]":
 
 
 def provenance(run: RunDir, steps: int) -> dict[str, str]:
-    """Where the weights of a run after `steps` come from: "base model", "training", "data"."""
+    """Where the weights of a run after `steps` come from: "base model", "data", "command" ..."""
     from ctxext.report.pages.provenance import origin
 
     return origin(run, steps)

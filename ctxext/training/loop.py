@@ -1,7 +1,6 @@
 """The training loop: start, resume, stop cleanly. The same command does all three."""
 
 import contextlib
-import shlex
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from ctxext.model.decoder import Params
 from ctxext.model.lm import LM
 from ctxext.model.quantized import bytes_held, has_quantized
 from ctxext.parallel.distributed import broadcast_from_primary
-from ctxext.rundir import RunDir
+from ctxext.rundir import RunDir, command_line
 from ctxext.serialization import to_json
 from ctxext.tracking import Sink
 from ctxext.training.batches import Batches
@@ -175,7 +174,7 @@ def _record_start(
     environment: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "mesh": dict(experiment.mesh.build().shape),
-        "command": _command(),
+        "command": command_line(),
     }
     if has_quantized(frozen):
         held, in_bfloat16 = bytes_held(frozen)
@@ -208,9 +207,3 @@ def _naming_the_last_good_checkpoint(run: RunDir, checkpoints: Checkpoints) -> I
             f"{run.path}, {error}; {saved}; lower optim.learning_rate or optim.clip_norm, "
             "or look at the data of that step"
         ) from None
-
-
-def _command() -> str:
-    """The command line that started this process, which also resumes the run."""
-    is_ctxext = sys.argv[0].endswith(("ctxext", "__main__.py"))
-    return shlex.join(["ctxext" if is_ctxext else sys.argv[0], *sys.argv[1:]])

@@ -8,7 +8,7 @@ import yaml
 
 from ctxext.interop import hf
 from ctxext.interop.front_matter import read_about
-from ctxext.interop.model_card import model_card
+from ctxext.interop.model_card import model_card, public_command
 from ctxext.interop.ropespec import rope_to_config
 from ctxext.methods import Linear, Llama3, RevisedYarn, Yarn
 from ctxext.model.config import LlamaConfig
@@ -110,6 +110,25 @@ def test_the_front_matter_of_a_base_is_read(tmp_path):
     assert read_about(tmp_path) == {"license": "mit"}
     readme.write_text("---\nlicense: !!python/object/apply:os.system ['echo']\n---\n")
     assert read_about(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        ("ctxext run a.py --seed 3", "ctxext run a.py --seed 3"),
+        (
+            "ctxext run /home/me/a.py --init ~/base --data.path=../x/t",
+            "ctxext run a.py --init base --data.path=t",
+        ),
+        ("ctxext run mine.py --method /tmp/m.py:Mine", "ctxext run mine.py --method m.py:Mine"),
+        ("ctxext run x; rm '/a b/c d'", "ctxext run 'x;' rm 'c d'"),
+        ("an open 'quote", ""),
+        (None, ""),
+        (["ctxext"], ""),
+    ],
+)
+def test_a_command_on_a_card_tells_no_private_path(recorded, shown):
+    assert public_command(recorded) == shown
 
 
 def test_a_card_names_the_layers_that_do_not_rotate():

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import platform
 import signal
 import stat
 import subprocess
@@ -23,6 +24,7 @@ from ctxext.interop.hf_weights import StoredModel, WriteOptions, slots, storage_
 from ctxext.interop.lazy_tensor import BLOCK, LazyTensor, cast, numpy_dtype
 from ctxext.interop.stored_weights import find_weights
 from ctxext.loading import load
+from ctxext.methods import label
 from ctxext.methods.linear import Linear
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
@@ -102,7 +104,12 @@ def test_converting_with_a_method_equals_exporting_a_loaded_model(tmp_path):
     source = checkpoint(tmp_path / "m", dtype="float16")
     convert(source, tmp_path / "passed", methods=[Yarn(4.0)], dtype="bfloat16")
     loaded = load(source, method=Yarn(4.0))
-    export(loaded, tmp_path / "loaded", dtype="bfloat16", card={"base model": "m"})
+    export(
+        loaded,
+        tmp_path / "loaded",
+        dtype="bfloat16",
+        card={"base model": "m", "method": label([Yarn(4.0)])},
+    )
     files = {file.name for file in (tmp_path / "passed").iterdir()}
     assert files == {file.name for file in (tmp_path / "loaded").iterdir()}
     assert "model.safetensors" in files
@@ -128,6 +135,38 @@ def test_dtype_and_window_are_kept_by_default(tmp_path):
     for name, value in read_all(tmp_path / "mixed").items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, mixed[name].astype(np.float32), name)
+
+
+def test_a_window_that_the_factor_does_not_reach_is_named_as_a_contradiction(tmp_path, capsys):
+    source = checkpoint(tmp_path / "m", scaling=Yarn(4.0))
+    settings = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 512}))
+    for command in ("import", "export"):
+        argv = [command, str(source), "--out", str(tmp_path / command)]
+        assert main(argv) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "max_position_embeddings is 512, but Yarn with factor 4 makes 256 tokens of" in said
+        assert "the 64 of pre-training. Set it to 256" in said
+        assert main([*argv, "--allow-shorter"]) == 0
+        assert hf.window(tmp_path / command) == 256
+    # A shorter length that is asked for is no contradiction.
+    argv = ["export", str(source), "--seq-len", "300", "--out", str(tmp_path / "short")]
+    assert main(argv) == 2
+    assert "would declare 256 tokens" in capsys.readouterr().err
+
+
+def test_the_card_of_a_converted_checkpoint_says_how_it_was_made(tmp_path, monkeypatch):
+    """The words of the command, of a path its last name, and the versions in use."""
+    source = checkpoint(tmp_path / "m")
+    words = ["export", str(source), "--method", "yarn", "--factor", "4", "--out"]
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/ctxext", *words, str(tmp_path / "out")])
+    assert main(sys.argv[1:]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- base model: m\n- method: yarn(factor=4)\n" in card
+    assert "- command: ctxext export m --method yarn --factor 4 --out out\n" in card
+    assert f"- versions: python {platform.python_version()}, ctxext" in card
+    assert f"numpy {np.__version__}" in card
+    assert str(tmp_path) not in card
 
 
 @pytest.mark.parametrize("dtype", WORDS)

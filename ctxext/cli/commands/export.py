@@ -107,8 +107,9 @@ def _export_adapter(args: argparse.Namespace, rest: list[str]) -> None:
 def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
     """A run is loaded and written; a checkpoint is converted tensor by tensor."""
     from ctxext import export, loading
+    from ctxext.interop.model_card import public_name
     from ctxext.rope import RopeScaling, Unscaled
-    from ctxext.rundir import RunDir
+    from ctxext.rundir import RunDir, command_line
 
     path = loading.locate(args.source)
     is_run = loading.is_run(path)
@@ -116,7 +117,12 @@ def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
         named = options.open_named_model(args, options.read_methods(args, rest))
         options.say_context(named.lm.context, named.lm.scaling)
         model = named.describe(named.lm, directory=named.directory)
-        card = export.run_card(RunDir(path), model) if is_run else {"method": model.label}
+        if is_run:
+            card = export.run_card(RunDir(path), model)
+        else:
+            card = _checkpoint_card(args.source, model.label)
+        if args.adapter:
+            card["adapter"] = public_name(args.adapter)
         if "weights" in card:
             print(f"exported is {card['weights']}; so is what a proof compares", file=sys.stderr)
         dtype = "bfloat16" if is_run else export.stored_dtype(path)
@@ -146,4 +152,14 @@ def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
             shards=args.shards,
             bos=args.bos,
             allow_shorter=args.allow_shorter,
+            command=command_line(),
         )
+
+
+def _checkpoint_card(source: str, method: str) -> dict[str, str]:
+    """The facts for the card of a checkpoint."""
+    from ctxext.interop.model_card import public_command, public_name
+    from ctxext.rundir import command_line
+
+    command = public_command(command_line())
+    return {"base model": public_name(source), "method": method, "command": command}

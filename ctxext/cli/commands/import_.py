@@ -28,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="The window L of pre-training in tokens, for a Meta directory or a GGUF file that "
         "does not hold it.",
     )
+    options.add_allow_shorter(parser)
     options.add_links(parser)
     options.add_bos(parser)
 
@@ -35,7 +36,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     options.refuse_rest(rest)
     from ctxext import export
+    from ctxext.rundir import command_line
 
-    export.convert(args.source, args.out, dtype=args.dtype, original=args.original, bos=args.bos)
+    export.convert(
+        args.source,
+        args.out,
+        dtype=args.dtype,
+        original=args.original,
+        bos=args.bos,
+        allow_shorter=args.allow_shorter,
+        command=command_line(),
+    )
     options.say_bos(args.source, args.bos)
     print(f"wrote {args.out}")

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ctxext.interop.model_card import public_name
+from ctxext.interop.model_card import public_command, public_name, versions_text
 from ctxext.report.analysis.run_files import PROVENANCE, read_object
 from ctxext.report.analysis.runs import RunData
 from ctxext.report.pages.budget import left_out
@@ -18,7 +18,6 @@ HASH_LENGTH = 12
 def facts(run: RunData) -> list[tuple[str, str]]:
     """(name, value) pairs; what the run does not record is left out."""
     provenance = run.provenance
-    versions = provenance.get("versions") or {}
     recorded = {
         "experiment": run.config.get("name"),
         "base": run.config.get("init"),
@@ -29,7 +28,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         "seed": provenance.get("seed"),
         "device": provenance.get("device"),
         "commit": _short_hash(provenance.get("git_commit")),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "versions": versions_text(provenance.get("versions") or {}),
         "evaluated": "; ".join(_evaluated(run)),
         "records": f"{len(run.records):,}",
         "evaluations": left_out(run.budget),
@@ -47,7 +46,10 @@ def _evaluated(run: RunData) -> list[str]:
 
 
 def origin(run: RunDir, steps: int) -> dict[str, str]:
-    """The base, the training and the data of a run after `steps`, for those who get its weights."""
+    """Where the weights of a run after `steps` come from, for those who get them.
+
+    The base and, of a run that trained, its training, data, versions, commit and command.
+    """
     settings = read_object(run.config_file, SETTINGS)
     recorded = read_object(run.provenance_file, PROVENANCE)
     base = settings.get("init")
@@ -55,6 +57,9 @@ def origin(run: RunDir, steps: int) -> dict[str, str]:
     if steps:
         texts["training"] = _training_text({**(settings.get("train") or {}), "steps": steps})
         texts["data"] = "; ".join(dict.fromkeys(_data_texts(recorded.get("data"))))
+        texts["versions"] = versions_text(recorded.get("versions") or {})
+        texts["commit"] = str(recorded.get("git_commit") or "")
+        texts["command"] = public_command(recorded.get("command"))
     return {name: text for name, text in texts.items() if text}
 
 
