@@ -22,21 +22,28 @@ def read_about(directory: str | Path) -> dict[str, str]:
     path = Path(directory) / "README.md"
     if not path.is_file():
         return {}
-    with path.open("rb") as file:
-        text = file.read(LARGEST).decode(errors="replace")
+    _, entries = read_block(path)
+    texts = {name: _text(entries.get(name)) for name in KEYS}
+    return {name.replace("_", " "): text for name, text in texts.items() if text}
+
+
+def read_block(file: Path) -> tuple[str, dict[str, Any]]:
+    """(the lines between the two --- at the beginning of a file, the entries in them).
+
+    Nothing of a file without these lines; no entries of lines that are no YAML of a mapping.
+    """
+    with file.open("rb") as opened:
+        text = opened.read(LARGEST).decode(errors="replace")
     block = BLOCK.match(text)
     if not block:
-        return {}
+        return "", {}
     import yaml
 
     try:
         entries = yaml.safe_load(block[1])
     except yaml.YAMLError:
-        return {}
-    if not isinstance(entries, dict):
-        return {}
-    texts = {name: _text(entries.get(name)) for name in KEYS}
-    return {name.replace("_", " "): text for name, text in texts.items() if text}
+        entries = None
+    return block[1], entries if isinstance(entries, dict) else {}
 
 
 def _text(value: Any) -> str:

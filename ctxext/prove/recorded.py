@@ -21,7 +21,8 @@ def proof_file(path: str | Path) -> Path:
 class RecordedProof:
     """An earlier proof: its verdict, what the files were compared with, and their digests.
 
-    `with_model`: compared with the model that was exported, not only with our reading of the files.
+    `format`: a name of `interop.formats.FORMATS`, or "peft". `with_model`: compared with the model
+    that was exported, not only with our reading of the files.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class RecordedProof:
     against: str
     with_model: bool
     files: dict[str, str]
+    format: str
 
     def state(self, changes: dict[str, str]) -> str:
         """Whether the files are still those of the proof, in words; `changes` as in proofs."""
@@ -54,11 +56,14 @@ def read_recorded(path: str | Path) -> RecordedProof | None:
         or type(data.get("equal")) is not bool
         or type(data.get("compared_with_model")) is not bool
         or not isinstance(data.get("against"), str)
+        or not isinstance(data.get("format"), str)
     ):
         raise ValueError(
             f"{file} is not a proof with digests of the files; remove it to have one written"
         )
-    return RecordedProof(file, data["equal"], data["against"], data["compared_with_model"], digests)
+    return RecordedProof(
+        file, data["equal"], data["against"], data["compared_with_model"], digests, data["format"]
+    )
 
 
 def changes_since_proof(path: str | Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from ctxext.methods import Yarn
 from ctxext.model.lm import LM
 from ctxext.prove import describe, prove
 from ctxext.prove.file_digests import file_digests
+from ctxext.publish import Publication
 from support.llamas import TINY, WINDOW, random_params, tokenizer
 
 
@@ -31,7 +32,8 @@ def proven(tmp_path_factory) -> Path:
     """An export with the proof that its run made."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch", None)
-        out = export(model(), tmp_path_factory.mktemp("export") / "m", card={"method": "yarn"})
+        card = {"method": "yarn", "base model": "owner/m", "license": "mit"}
+        out = export(model(), tmp_path_factory.mktemp("export") / "m", card=card)
         assert prove(out, against=model())["equal"]
     return out
 
@@ -113,6 +115,14 @@ def test_the_digests_are_those_of_sha256sum(copy):
         if path.name not in ("README.md", "proof.json")
     }
     assert len(recorded) == 5
+
+
+def test_what_was_proven_may_be_published_until_it_changes(copy):
+    published = Publication.of(copy, "owner/m-yarn")
+    assert set(published.files) == {path.name for path in copy.iterdir()}
+    flip_a_bit(copy)
+    with pytest.raises(ValueError, match=r"proves: model\.safetensors \(changed\)"):
+        Publication.of(copy, "owner/m-yarn")
 
 
 def test_a_weaker_proof_never_replaces_a_stronger_one(copy, capsys):
