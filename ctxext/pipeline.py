@@ -33,6 +33,7 @@ from ctxext.rundir import RunDir, default_run_dir
 from ctxext.stages import budget
 from ctxext.stages.budget import Scaled
 from ctxext.stages.clock import StageClock
+from ctxext.stages.costs import Costs
 from ctxext.stages.estimate import Plan
 from ctxext.tracking import DEFAULT_TRACKERS, Sink, kept_offline, start_sinks
 from ctxext.training.evaluation_set import EvaluationSet
@@ -48,6 +49,8 @@ class Run:
     proof: dict[str, Any] | None
     stages: list[str] = dataclasses.field(default_factory=list)
     """Lines on how long each stage was estimated to take, and took."""
+    costs: Costs | None = None
+    """The speed of the training, and the most memory that was used."""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -57,6 +60,8 @@ class Run:
             data["expected"] = expected
         if left_out := report.left_out(self.path):
             data["left_out"] = left_out
+        if self.costs is not None:
+            data["costs"] = self.costs.data()
         return data
 
     @property
@@ -72,6 +77,7 @@ class Run:
         if upload := kept_offline(self.path):
             lines.append(f"not uploaded   {upload}")
         lines.append(f"report         {self.path / 'report.html'}")
+        lines += [] if self.costs is None else self.costs.lines()
         if self.stages:
             lines += ["", *self.stages]
         return "\n".join(lines)
@@ -108,7 +114,7 @@ def train_only(
         clock = _start_clock(plan, directory, started)
         with clock.stage("train"):
             _train(experiment, directory, base, sinks)
-    for line in clock.summary():
+    for line in [*clock.summary(), *Costs.of(directory).lines()]:
         print(line, file=sys.stderr)
     return directory.path
 
@@ -181,7 +187,8 @@ def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run
             _run_baseline(experiment, rope, scaled, directory, base, track, clock)
     with clock.stage("report"):
         distributed.broadcast_from_primary(lambda: report.write_report([directory.path]) and None)
-    return Run(directory.path, read_records(directory.records_file), proof, clock.summary())
+    records = read_records(directory.records_file)
+    return Run(directory.path, records, proof, clock.summary(), Costs.of(directory))
 
 
 def _scaled(experiment: Experiment, base: LM, directory: RunDir) -> Scaled:

@@ -35,6 +35,7 @@ from ctxext.terminal import (
     printable_output,
     write_model_text,
 )
+from ctxext.training.progress import TrainProgress
 from support.hf_files import write_hf
 from support.llamas import TINY, random_params, tokenizer
 from support.planted import planted_records, write_records
@@ -203,6 +204,25 @@ def test_a_bar_draws_and_what_is_printed_above_it_is_spelled(monkeypatch):
     assert (
         not TerminalBar(enabled=False).console.is_interactive or TerminalBar(enabled=False).disable
     )
+
+
+def test_the_bar_of_a_training_shows_what_is_known(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    with printable_output():
+        progress = TrainProgress("tiny", 0, 3, enabled=True)
+        progress.start()
+        progress.update({"step": 1, "loss": 2.5})
+        progress.update({"step": 2, "loss": 2.25, "tokens_per_second": 4321.0})
+        progress.update({"step": 3, "loss": 2.0})
+        progress.stop()
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.read())
+    first, *_, last = re.findall("tiny[^\r\n]*", text)
+    assert "compiling ..." in first
+    assert "nan" not in first and "tokens/s" not in first
+    assert "loss 2.0000  4,321 tokens/s" in last
 
 
 @pytest.mark.parametrize("seconds", [0.05, 2.0, 100.0])

@@ -133,10 +133,13 @@ def seconds_at_peak(
     """Least time of a step: forward and backward FLOPs / (devices x peak bfloat16 FLOP/s).
 
     MFU is this over the time that a step takes (arXiv 2204.02311, appendix B). None for devices of
-    unknown peak, and for float32, which has another peak.
+    unknown peak, for chips that may be one device or two, which their kind does not say, and for
+    float32, which has another peak.
     """
     device = of_kind(device_kind)
-    if device is None or device.flops is None or experiment.train.dtype != "bfloat16":
+    if device is None or device.flops is None or device.per_chip > 1:
+        return None
+    if experiment.train.dtype != "bfloat16":
         return None
     return step_flops(Job.of(experiment, config, devices)).model / (devices * device.flops)
 

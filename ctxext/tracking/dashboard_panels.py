@@ -27,6 +27,8 @@ def training() -> list[Any]:
         _by_step("gradient norm", "grad_norm", log_y=True),
         _by_step("tokens per second", "tokens_per_second"),
         _by_step("MFU", "mfu"),
+        _by_step("peak memory of a device, GiB", "device_peak_gib"),
+        _by_step("peak memory of the host process, GiB", "host_peak_gib"),
         _by_step("largest attention logit", "attention_logit_max"),
         _matching(
             "largest attention logit of each layer", "train/attention_logit/.*", x="train/step"

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ctxext.experiment import Experiment
+from ctxext.peak_memory import peaks
 
 
 class NotFinite(ValueError):
@@ -19,8 +20,9 @@ class NotFinite(ValueError):
 class Metrics:
     """Metrics of steps, read one step late so that the device does not wait for the host.
 
-    Rows go to `report`; every `log_every` steps they hold the learning rate and the speed. The step
-    of such a row is waited for, so that its end can be timed.
+    Rows go to `report`; every `log_every` steps they hold the learning rate, the speed and the most
+    memory used so far (`peak_memory`). The step of such a row is waited for, so that its end can be
+    timed.
     tokens_per_second is measured from the end of the last such step to the end of this one, without
     the first step of a process, which compiles. mfu is the share of the devices' peak that the
     model's FLOPs take, steps per second x `seconds_at_peak` (arXiv 2204.02311); without
@@ -94,6 +96,7 @@ class Metrics:
         row = {"step": step, **values}
         if self._is_logged(step):
             row["learning_rate"] = float(np.asarray(self._learning_rate(step - 1)))
+            row |= peaks()
         if self._is_timed(step):
             row |= self._speed(step, now)
         self._report(row)

@@ -79,23 +79,31 @@ class TrainLog:
         self._progress.stop()
 
 
+def _speed(row: dict[str, Any]) -> str:
+    """The speed in a row of metrics, if it has one."""
+    speed, mfu = row.get("tokens_per_second"), row.get("mfu")
+    of_peak = "" if mfu is None else f"  MFU {mfu:.0%}"
+    return "" if speed is None else f"  {speed:,.0f} tokens/s{of_peak}"
+
+
 def _value(name: str, value: float) -> str:
     return f"{value:.4f}" if is_loss(name) else f"{value:.0%}"
 
 
 class TrainProgress:
-    """Loss, tokens per second and time left of steps `start` to `stop`.
+    """Loss, tokens per second, MFU and time left of steps `start` to `stop`.
 
-    One bar on a terminal, plain lines elsewhere, nothing unless `enabled`.
+    One bar on a terminal, plain lines elsewhere, nothing unless `enabled`. What is not known yet is
+    not shown; before the first step the bar says that its program is compiled.
     """
 
     def __init__(self, name: str, start: int, stop: int, *, enabled: bool) -> None:
-        details = "loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"
-        self._bar = TerminalBar(enabled=enabled, details=details)
+        self._bar = TerminalBar(enabled=enabled, details="{task.fields[state]}")
         self._prints_lines = enabled and self._bar.disable
         self._task = self._bar.add_task(
-            printable_line(name), total=stop, completed=start, loss=float("nan"), speed=0.0
+            printable_line(name), total=stop, completed=start, state="compiling ..."
         )
+        self._speed = ""
         self._name = printable_line(name)
         self._first = start
         self._last = stop
@@ -103,21 +111,20 @@ class TrainProgress:
 
     def update(self, row: dict[str, Any]) -> None:
         """Move the bar to the step of a row; off a terminal, print a line for a logged row."""
-        speed = row.get("tokens_per_second")
-        fields = {"loss": row["loss"]} | ({} if speed is None else {"speed": speed})
-        self._bar.update(self._task, completed=row["step"], **fields)
+        loss = f"loss {row['loss']:.4f}"
+        self._speed = _speed(row) or self._speed
+        self._bar.update(self._task, completed=row["step"], state=f"{loss}{self._speed}")
         if self._prints_lines and "learning_rate" in row:
-            print(self._line(row["step"], row["loss"], speed), file=sys.stderr, flush=True)
+            print(self._line(row["step"], f"{loss}{_speed(row)}"), file=sys.stderr, flush=True)
         if self._started is None:  # the first step is compiled first
             self._started = time.perf_counter()
 
-    def _line(self, step: int, loss: float, speed: float | None) -> str:
-        rate = "" if speed is None else f"  {speed:,.0f} tokens/s"
+    def _line(self, step: int, state: str) -> str:
         left = ""
         if self._started is not None and step > self._first + 1:
             seconds_per_step = (time.perf_counter() - self._started) / (step - self._first - 1)
             left = f"  {seconds_per_step * (self._last - step):.0f} s left"
-        return f"{self._name}: step {step}/{self._last}  loss {loss:.4f}{rate}{left}"
+        return f"{self._name}: step {step}/{self._last}  {state}{left}"
 
     def start(self) -> None:
         """Show the bar."""

@@ -22,6 +22,8 @@ LOGGED = [
     "train/grad_norm",
     "train/tokens_per_second",
     "train/mfu",
+    "train/device_peak_gib",
+    "train/host_peak_gib",
     "train/short_drift",
     "train/short_loss",
     "train/attention_logit_max",

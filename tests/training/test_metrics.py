@@ -1,5 +1,6 @@
 """The speed of a run is that of finished steps, by clocks that are not its own."""
 
+import re
 import time
 
 import jax
@@ -60,6 +61,7 @@ def test_speed_is_that_of_finished_steps_without_the_first_and_excluded_time(
 ):
     device = Device(waits=waits)
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: device.now)
+    monkeypatch.setattr(metrics, "peaks", lambda: {"host_peak_gib": 2.5})
     rows = []
     experiment = tiny_experiment(Stdlib("train"), steps=9, log_every=log_every)
     meter = metrics.Metrics(experiment, rows.append, seconds_at_peak=0.5)
@@ -74,6 +76,8 @@ def test_speed_is_that_of_finished_steps_without_the_first_and_excluded_time(
     assert [row["step"] for row in rows if "learning_rate" in row] == logged
     assert speeds(rows) == pytest.approx(dict.fromkeys(logged[1:], TOKENS_PER_STEP / 2))
     assert {row["mfu"] for row in rows if "mfu" in row} == {0.25}
+    peaks = {row["step"]: row["host_peak_gib"] for row in rows if "host_peak_gib" in row}
+    assert peaks == dict.fromkeys(logged, 2.5)
 
 
 def test_a_resumed_process_leaves_out_its_own_first_step(monkeypatch):
@@ -128,6 +132,20 @@ def test_a_value_that_is_not_finite_is_reported_with_its_step():
     meter.record(2, {**values, "loss": jnp.float32("nan")})
     with pytest.raises(metrics.NotFinite, match="step 2: loss nan"):
         meter.record(3, values)
+
+
+def test_the_speed_and_its_share_of_the_peak_are_said_once_they_are_known(capsys):
+    progress = TrainProgress("tiny", 0, 12, enabled=True)
+    logged = {"loss": 2.0, "learning_rate": 0.1}
+    progress.update({"step": 1, **logged})
+    progress.update({"step": 2, **logged, "tokens_per_second": 1234.5})
+    progress.update({"step": 3, **logged, "tokens_per_second": 1234.5, "mfu": 0.416})
+    lines = [re.sub(r"  \d+ s left", "", x) for x in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "tiny: step 1/12  loss 2.0000",
+        "tiny: step 2/12  loss 2.0000  1,234 tokens/s",
+        "tiny: step 3/12  loss 2.0000  1,234 tokens/s  MFU 42%",
+    ]
 
 
 def test_the_time_left_does_not_count_the_compilation(monkeypatch, capsys):
