@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ctxext import loading, report
+from ctxext import loading, progress, report
 from ctxext.attention import Attention, Causal
 from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.experiment import BUNDLED
@@ -144,7 +144,8 @@ def _write(
         config, lm.scaling, window, tensors, lm.tokenizer, lm.generation_config, lm.about
     )
     options = dataclasses.replace(options, card=_with_versions(options.card or {}))
-    find_format(to).write(out, model, options)
+    with progress.part(f"writing {out}"):
+        find_format(to).write(out, model, options)
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ctxext import progress
 from ctxext.assets import TINY_LLAMA
 from ctxext.attention import Attention, Kernel
 from ctxext.experiment import BUNDLED, Experiment
@@ -207,10 +208,11 @@ def load(
     config = read_config(path, trust=trust)[0] if stored is None else stored.config
     # A wrong adapter is refused before anything large is read.
     changes = None if adapter is None else peft_reader.read(adapter, config)
-    if stored is None:
-        lm = _load_run(RunDir(path), step, mesh, dtype=dtype, trust=trust)
-    else:
-        lm = _load_checkpoint(stored, param_shapes(config, dtype), mesh)
+    with progress.part(f"loading {path}"):
+        if stored is None:
+            lm = _load_run(RunDir(path), step, mesh, dtype=dtype, trust=trust)
+        else:
+            lm = _load_checkpoint(stored, param_shapes(config, dtype), mesh)
     lm = dataclasses.replace(
         lm,
         tokenizer=choose_bos(lm.tokenizer, bos, path),

@@ -1,7 +1,8 @@
-"""How far a long call is: told by the model that does it, heard by whoever shows it.
+"""How far long work is: told by those that do it, heard by whoever shows it.
 
 A model cannot know which of many readings it does, and who counts the readings does not see into
-one. So the model tells the share of its present call that is done.
+one. So the model tells the share of its present call that is done. Work that has no one length,
+such as a proof, tells which part it is at.
 """
 
 import contextlib
@@ -13,9 +14,16 @@ Item = TypeVar("Item")
 Listener = Callable[[float], None]
 """Takes the share of the present call that is done, 0 to 1."""
 
+PartListener = Callable[[str], None]
+"""Takes the part that the work is at, in words; "" for none in particular."""
+
 _listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar(
     "listener", default=None
 )
+_part_listener: contextvars.ContextVar[PartListener | None] = contextvars.ContextVar(
+    "part listener", default=None
+)
+_part: contextvars.ContextVar[str] = contextvars.ContextVar("part", default="")
 
 
 @contextlib.contextmanager
@@ -26,6 +34,36 @@ def heard_by(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+@contextlib.contextmanager
+def parts_heard_by(listener: PartListener) -> Iterator[None]:
+    """In the block, `listener` hears which part the work is at."""
+    token = _part_listener.set(listener)
+    try:
+        yield
+    finally:
+        _part_listener.reset(token)
+
+
+def now_at(part: str) -> None:
+    """The work is at this part from now on."""
+    listener = _part_listener.get()
+    if listener is not None:
+        listener(part)
+
+
+@contextlib.contextmanager
+def part(name: str) -> Iterator[None]:
+    """In the block, the work is at this part; then again where it was before."""
+    outer = _part.get()
+    token = _part.set(name)
+    now_at(name)
+    try:
+        yield
+    finally:
+        _part.reset(token)
+        now_at(outer)
 
 
 @contextlib.contextmanager

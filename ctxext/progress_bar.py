@@ -1,14 +1,20 @@
-"""A progress bar on the terminal."""
+"""Progress bars on the terminal."""
 
+import contextlib
 import sys
+import time
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ctxext.terminal import PrintableStream, raw_stream
+from ctxext.progress import duration, heard_by, now_at, parts_heard_by, seconds_left
+from ctxext.terminal import PrintableStream, printable_line, raw_stream
 
 SPEED_PERIOD = 600.0
 """Seconds of the past that the time left is estimated from: more than a slow step takes."""
+INTERVAL = 60.0
+"""Seconds between two lines on work that is counted, where there is no terminal."""
 
 
 class TerminalBar(Progress):
@@ -42,3 +48,94 @@ class TerminalBar(Progress):
             # rich has put its own streams in place of the printable ones, until the bar stops.
             sys.stdout = PrintableStream(sys.stdout)
             sys.stderr = PrintableStream(sys.stderr)
+
+
+class WorkBar:
+    """A bar for work that is not counted: the part that it is at, how far that is, its seconds."""
+
+    def __init__(self, name: str, *, enabled: bool = True) -> None:
+        self._bar = TerminalBar(
+            enabled=enabled, details="{task.elapsed:.0f} s", counts=False, transient=True
+        )
+        self._name = printable_line(name)
+        self._task = self._bar.add_task(self._name, total=None)
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return not self._bar.disable
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """In the block, the bar hears what the work tells; without a terminal, nothing changes."""
+        if not self.is_visible:
+            yield
+            return
+        with self._bar, heard_by(self._hear), parts_heard_by(self._begin):
+            yield
+
+    def _hear(self, share: float) -> None:
+        self._bar.update(self._task, completed=share, total=1.0)
+
+    def _begin(self, part: str) -> None:
+        self._bar.remove_task(self._task)
+        name = f"{self._name}: {printable_line(part)}" if part else self._name
+        self._task = self._bar.add_task(name, total=None)
+
+
+class CountedWork:
+    """Progress of work that is counted: a bar, or a line a minute without a terminal.
+
+    unit: what is counted, in the plural. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        unit: str,
+        *,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bar = TerminalBar(enabled=enabled, details="{task.fields[at]}", transient=True)
+        self._prints_lines = enabled and self._bar.disable
+        self._name = printable_line(name)
+        self._total = total
+        self._unit = unit
+        self._clock = clock
+        self._done = 0
+        self._first: tuple[float, int] | None = None
+        self._last_line = clock()
+        self._task = self._bar.add_task(self._name, total=total, at="", visible=total > 0)
+
+    def begin(self, item: str) -> None:
+        """The next one begins, which has a name."""
+        now_at(item)
+        self._bar.update(self._task, at=printable_line(item))
+
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
+        self._bar.update(self._task, completed=self._done)
+        now = self._clock()
+        if self._first is None:  # before it, programs were compiled
+            self._first = (now, self._done)
+        if self._prints_lines and now - self._last_line >= INTERVAL:
+            self._last_line = now
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def _line(self, now: float) -> str:
+        assert self._first is not None
+        began, done = self._first
+        left = seconds_left(now - began, self._done - done, self._total - self._done)
+        left_text = "" if left is None else f", about {duration(left)} left"
+        return f"{self._name}: {self._done:,} of {self._total:,} {self._unit}{left_text}"
+
+    def __enter__(self) -> "CountedWork":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        now_at("")
+        self._bar.stop()

@@ -24,10 +24,14 @@ from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.model_card import BEGIN, END, code_block, model_card, with_proof
 from ctxext.interop.safetensors_files import write_tensors
-from ctxext.progress_bar import TerminalBar
+from ctxext.progress import Meter, now_at, part, parts_heard_by
+from ctxext.progress_bar import CountedWork, TerminalBar
 from ctxext.report import tables, write_report
 from ctxext.report.pages import page
 from ctxext.rope import Unscaled
+from ctxext.rundir import RunDir
+from ctxext.stages.clock import StageClock
+from ctxext.stages.estimate import Estimate, Stage
 from ctxext.terminal import (
     PrintableStream,
     printable,
@@ -212,12 +216,16 @@ def test_the_bar_of_a_training_shows_what_is_known(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "stderr", terminal.stream)
     with printable_output():
-        progress = TrainProgress("tiny", 0, 3, enabled=True)
-        progress.start()
-        progress.update({"step": 1, "loss": 2.5})
-        progress.update({"step": 2, "loss": 2.25, "tokens_per_second": 4321.0})
-        progress.update({"step": 3, "loss": 2.0})
-        progress.stop()
+        parts = []
+        with parts_heard_by(parts.append):
+            progress = TrainProgress("tiny", 0, 3, enabled=True)
+            progress.start()
+            progress.update({"step": 1, "loss": 2.5})
+            progress.update({"step": 2, "loss": 2.25, "tokens_per_second": 4321.0})
+            progress.update({"step": 3, "loss": 2.0})
+            progress.stop()
+    steps = [f"after step {step} of 3" for step in (1, 2, 3)]
+    assert parts == ["compiling the first step", *steps, ""]
     text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.read())
     first, *_, last = re.findall("tiny[^\r\n]*", text)
     assert "compiling ..." in first
@@ -298,8 +306,66 @@ def test_a_sign_of_life_breaks_a_long_silence_in_a_log(monkeypatch):
             deadline = time.monotonic() + 30
             while log.getvalue().count("\n") < 3 and time.monotonic() < deadline:
                 time.sleep(0.01)
-    for line in log.getvalue().splitlines()[1:3]:
+        with sign_of_life("prove", interval=0.01), part("reading with \x1b[2J"):
+            Meter(total=4.0).add(1.0)
+            deadline = time.monotonic() + 30
+            while "reading" not in log.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.01)
+    lines = log.getvalue().splitlines()
+    for line in lines[1:3]:
         assert re.fullmatch(r"ctxext export: at work for \d+ s", line)
+    at_work = r"ctxext prove: at work for \d+ s, reading with \\x1b\[2J, 25%"
+    assert re.fullmatch(at_work, next(line for line in lines if "reading" in line))
+
+
+def test_parts_of_work_are_told_and_the_outer_one_again():
+    told = []
+    now_at("nobody hears it")
+    with parts_heard_by(told.append), part("proof"):
+        with part("reader"):
+            now_at("layer")
+        with pytest.raises(KeyError), part("comparison"):
+            raise KeyError
+    assert told == ["proof", "reader", "layer", "proof", "comparison", "proof", ""]
+
+
+def test_a_stage_without_a_bar_of_its_own_shows_its_part(monkeypatch, tmp_path):
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    stages = (Stage("train", "train tiny", "1 step"), Stage("export", "export", "hf"))
+    clock = StageClock(Estimate(stages, "not timed"), RunDir(tmp_path))
+    with printable_output():
+        for stage in stages:
+            with clock.stage(stage.kind):
+                now_at(f"writing {stage.kind}.safetensors")
+    text = terminal.read()
+    assert "export: writing export.safetensors" in text
+    assert "writing train" not in text
+
+
+def test_counted_work_is_a_line_a_minute_without_a_terminal(capsys):
+    """Of tasks that take a minute and a half each, and of requests of which many take a second."""
+    now = 0.0
+    with CountedWork("ruler", 4, "tasks", clock=lambda: now) as work:
+        for name in ("niah", "vt", "cwe"):
+            work.begin(name)
+            now += 90
+            work.advance()
+    with CountedWork("base, answers", 2000, "requests", clock=lambda: now) as work:
+        for _ in range(100):
+            now += 1
+            work.advance(10)
+    with CountedWork("quiet", 1, "requests", enabled=False, clock=lambda: now) as work:
+        now += 100
+        work.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "ruler: 1 of 4 tasks",
+        "ruler: 2 of 4 tasks, about 3 min left",
+        "ruler: 3 of 4 tasks, about 2 min left",
+        "base, answers: 600 of 2,000 requests, about 2 min left",
+    ]
 
 
 def test_a_long_command_has_a_bar_on_a_terminal(monkeypatch, tmp_path):

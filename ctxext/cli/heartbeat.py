@@ -5,13 +5,14 @@ it is a line now and then.
 """
 
 import contextlib
+import dataclasses
 import sys
 import threading
 import time
 from collections.abc import Iterator
 
-from ctxext.progress import duration, heard_by
-from ctxext.terminal import PrintableStream
+from ctxext.progress import duration, heard_by, parts_heard_by
+from ctxext.terminal import PrintableStream, printable_line
 
 INTERVAL = 90.0
 """Seconds without output after which a line is printed: longer than between lines of progress."""
@@ -21,9 +22,32 @@ WITHOUT_BARS = ("export", "import", "prove")
 """Commands that show no bar themselves."""
 
 
-def line(command: str, seconds: float) -> str:
-    """The line that says how long a command has been at work."""
-    return f"ctxext {command}: at work for {duration(seconds)}"
+@dataclasses.dataclass
+class Work:
+    """How far a command is, as it tells it."""
+
+    command: str
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    part: str = ""
+    share: float | None = None
+
+    def begin(self, part: str) -> None:
+        """The command is at another part."""
+        self.part = part
+        self.share = None
+
+    def hear(self, share: float) -> None:
+        """So much of the part, or of a call of the model in it, is done."""
+        self.share = share
+
+    def line(self) -> str:
+        """How long the command has been at work, what it is at, and how far that is."""
+        text = f"ctxext {self.command}: at work for {duration(time.monotonic() - self.started)}"
+        if self.part:
+            text += f", {self.part}"
+        if self.share is not None:
+            text += f", {self.share:.0%}"
+        return printable_line(text)
 
 
 @contextlib.contextmanager
@@ -40,34 +64,27 @@ def sign_of_life(command: str, *, interval: float = INTERVAL) -> Iterator[None]:
         with _bar(command) if command in WITHOUT_BARS else contextlib.nullcontext():
             yield
         return
-    started = time.monotonic()
+    work = Work(command)
     is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(max(0.0, stream.written_at + interval - time.monotonic())):
             if time.monotonic() - stream.written_at >= interval:
-                stream.write(f"{line(command, time.monotonic() - started)}\n")
+                stream.write(f"{work.line()}\n")
                 stream.flush()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        with heard_by(work.hear), parts_heard_by(work.begin):
+            yield
     finally:
         is_over.set()
         thread.join()
 
 
-@contextlib.contextmanager
-def _bar(command: str) -> Iterator[None]:
+def _bar(command: str) -> contextlib.AbstractContextManager[None]:
     """In the block, a bar shows that the command is at work, and how far its present part is."""
-    from ctxext.progress_bar import TerminalBar
+    from ctxext.progress_bar import WorkBar
 
-    bar = TerminalBar(enabled=True, details="{task.elapsed:.0f} s", counts=False, transient=True)
-    task = bar.add_task(f"ctxext {command}", total=None)
-
-    def show(share: float) -> None:
-        bar.update(task, completed=share, total=1.0)
-
-    with bar, heard_by(show):
-        yield
+    return WorkBar(f"ctxext {command}").shown()

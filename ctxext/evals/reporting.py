@@ -64,7 +64,11 @@ class EvaluationProgress:
         self._total_records = num_records
         self._calls = 0
         self._task = self._bar.add_task(
-            self._title, total=1.0, records=f"0/{num_records}", left="", visible=num_records > 0
+            self._title,
+            total=1.0,
+            records=f"0/{num_records}",
+            left="compiling ..." if self._first is None else "",
+            visible=num_records > 0,
         )
 
     def call_done(self) -> None:

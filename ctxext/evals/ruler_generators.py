@@ -22,6 +22,7 @@ from ctxext.evals.ruler import RULER_TASKS
 from ctxext.evals.ruler_samples import Samples
 from ctxext.evals.ruler_scripts import SETTINGS, SYNTHETIC, Scripts, checked_out, packaged, sha256
 from ctxext.files import atomic_directory, read_json, write_json
+from ctxext.progress_bar import CountedWork
 from ctxext.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 SEED = 42
@@ -68,8 +69,11 @@ def prepare(
     with atomic_directory(out) as directory, tempfile.TemporaryDirectory() as files:
         for name, data in tokenizer.files.items():
             (Path(files) / name).write_bytes(data)
-        for task in tasks:
-            _generate(chosen, directory, task, files, seq_len=seq_len, n=n, patience=patience)
+        with CountedWork("ruler", len(tasks), "tasks") as done:
+            for task in tasks:
+                done.begin(task)
+                _generate(chosen, directory, task, files, seq_len=seq_len, n=n, patience=patience)
+                done.advance()
         hashes = {task: sha256(directory / task / "validation.jsonl") for task in tasks}
         write_json(
             directory / MANIFEST,

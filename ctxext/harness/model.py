@@ -14,6 +14,7 @@ import numpy as np
 from ctxext.evals.base import batches
 from ctxext.model.lm import LM
 from ctxext.model.padding import bucket
+from ctxext.progress_bar import CountedWork
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -23,7 +24,6 @@ try:
         postprocess_generated_text,
     )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-    from tqdm import tqdm
 except ImportError:
     raise ValueError(
         "lm-evaluation-harness is not installed: pip install 'ctxext[lm-eval]'"
@@ -78,7 +78,7 @@ class HarnessLM(TemplateLM):
     `max_length` in tokens: by default the window of pre-training, also for a model that was
     extended since, so that base and extension see the same prompts. Longer contexts lose their
     beginning; longer texts are read in windows (rolling). About `batch_tokens` tokens go through
-    the model together. `seed`: for sampled text.
+    the model together. `seed`: for sampled text. `name`: of the model, for its progress.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class HarnessLM(TemplateLM):
         max_gen_toks: int = 256,
         batch_tokens: int = 16_384,
         seed: int = 0,
+        name: str = "harness",
     ) -> None:
         super().__init__()
         self.max_length = max_length or lm.config.max_position_embeddings
@@ -97,6 +98,7 @@ class HarnessLM(TemplateLM):
         self._max_gen_toks = max_gen_toks
         self._batch_tokens = batch_tokens
         self._seed = seed
+        self._name = name
         eos_id = lm.tokenizer.eos_id
         self._eos = None if eos_id is None else lm.tokenizer.id_to_token(eos_id)
 
@@ -166,9 +168,7 @@ class HarnessLM(TemplateLM):
             for _, context, rest in requests
         ]
         answers: dict[int, tuple[float, bool]] = {}
-        with tqdm(
-            total=len(rows), desc="Running loglikelihood requests", disable=disable_tqdm
-        ) as bar:
+        with self._progress("log-likelihoods", len(rows), disable_tqdm) as done:
             for batch in self._batches([len(row) - 1 for row in rows], bucket):
                 longest = max(len(rows[i]) for i in batch)
                 scores = self._lm.scores(
@@ -181,7 +181,7 @@ class HarnessLM(TemplateLM):
                     answers[i] = -float(nll.sum(dtype=np.float64)), bool((margin == 0).all())
                     if key is not None:
                         self.cache_hook.add_partial("loglikelihood", key, answers[i])
-                bar.update(len(batch))
+                done.advance(len(batch))
         return [answers[i] for i in range(len(rows))]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -190,17 +190,18 @@ class HarnessLM(TemplateLM):
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
         texts: dict[int, str] = {}
-        with tqdm(
-            total=len(requests), desc="Running generate_until requests", disable=disable_tqdm
-        ) as bar:
+        with self._progress("answers", len(requests), disable_tqdm) as done:
             for number, group in enumerate(groups.values()):
                 decoding = Decoding.of(requests[group[0]].args[1], self._max_gen_toks, self._eos)
                 prompts = [self._prompt(requests[i].args[0], decoding) for i in group]
                 for index, text in self._generate(prompts, decoding, number):
                     texts[group[index]] = text
                     self.cache_hook.add_partial("generate_until", requests[group[index]].args, text)
-                    bar.update()
+                    done.advance()
         return [texts[i] for i in range(len(requests))]
+
+    def _progress(self, kind: str, total: int, disable: bool) -> CountedWork:
+        return CountedWork(f"{self._name}, {kind}", total, "requests", enabled=not disable)
 
     def _prompt(self, context: str, decoding: Decoding) -> list[int]:
         """The last tokens of a context that leave space for the answer."""

@@ -65,21 +65,24 @@ class Results:
     samples: dict[str, list[dict[str, Any]]]
 
 
-def run_tasks(lm: LM, request: Request) -> Results:
-    """`lm_eval.simple_evaluate` of `lm`. Raises ValueError for a task that does not exist."""
+def run_tasks(lm: LM, request: Request, name: str = "harness") -> Results:
+    """`lm_eval.simple_evaluate` of `lm`, whose progress has its `name`.
+
+    Raises ValueError for a task that does not exist.
+    """
     from lm_eval import simple_evaluate
 
     manager = _manager(request.include_path)
-    for name in request.tasks:
-        if name not in manager.task_index and not Path(name).is_file():
-            close = difflib.get_close_matches(name, manager.task_index, 1)
+    for task in request.tasks:
+        if task not in manager.task_index and not Path(task).is_file():
+            close = difflib.get_close_matches(task, manager.task_index, 1)
             hint = (
                 f"did you mean {close[0]}?"
                 if close
                 else "lm-eval ls tasks lists them; --include-path adds others"
             )
-            raise ValueError(f"there is no task {name!r} in lm-evaluation-harness; {hint}")
-    model = HarnessLM(lm, max_length=request.max_length, seed=request.seed)
+            raise ValueError(f"there is no task {task!r} in lm-evaluation-harness; {hint}")
+    model = HarnessLM(lm, max_length=request.max_length, seed=request.seed, name=name)
     with _quiet_single_process():
         evaluated: Any = simple_evaluate(
             model,
@@ -219,7 +222,10 @@ def report(
     place = _place(directory, labels, request)
     check_places(directory, "harness", f"harness/{place.name}")
     with distributed.held_by_primary(lambda: written_alone(place)):
-        model_results, *base_results = [run_tasks(named.lm, request) for named in both]
+        model_results, *base_results = [
+            run_tasks(named.lm, request, name)
+            for named, name in zip(both, ("model", "base"), strict=False)
+        ]
     pairs = differences(model_results.samples, base_results[0].samples) if base_results else []
     base = base_results[0] if base_results else None
     return Report(labels, request, model_results, base, pairs, directory)

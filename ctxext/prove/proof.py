@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ctxext import loading
+from ctxext import loading, progress
 from ctxext.files import write_json, write_text
 from ctxext.interop import peft_reader
 from ctxext.interop.generation_config import different_settings, extended_generation_config
@@ -79,7 +79,8 @@ def prove(
         )
     lengths = compared.lengths if seq_len is None else (seq_len,)
     recorded = read_recorded(path) if model is None else None
-    files = distributed.broadcast_from_primary(artifact.digests)
+    with progress.part("digests of the files"):
+        files = distributed.broadcast_from_primary(artifact.digests)
     changes = {} if recorded is None else changed_files(recorded.files, files)
     settings = SettingsComparison()
     try:
@@ -162,7 +163,8 @@ def _stored_values(
     settings: list[str] = []
     if model is not None:
         exported = merge_layers(model.params)
-        weights = _different_weights(stored.params, exported, dtypes)
+        with progress.part("comparing the weights"):
+            weights = _different_weights(stored.params, exported, dtypes)
         rounded = [
             name
             for name in weights
@@ -188,17 +190,21 @@ def _readings(artifact: Artifact, ours: LM, declared: int) -> dict[str, Any]:
         positions = [0, window - 1, length - 1]
     every = ours.config.num_parameters * length <= EVERY_POSITION
     first = window_input(positions, ours.config.vocab_size, every=every)
-    continuation = continuation_input(ours, first.tokens, length)
-    outputs, not_run = read_all(artifact, [first, continuation])
+    with progress.part("writing tokens to compare"):
+        continuation = continuation_input(ours, first.tokens, length)
+    inputs = [first, continuation]
+    outputs, not_run = read_all(artifact, inputs)
+    compared = []
+    for output in outputs:
+        with progress.part(f"comparing with {output.name}"):
+            compared.append(compare(ours, output, inputs, texts_for(artifact)))
     return {
         "original_max_position_embeddings": window,
         "max_position_embeddings": length,
         "positions": positions,
         "tokens_read": len(first.tokens),
         "tokens_continued": len(continuation.compared),
-        "readers": [
-            compare(ours, output, [first, continuation], texts_for(artifact)) for output in outputs
-        ],
+        "readers": compared,
         "readers_not_run": not_run,
     }
 
@@ -353,7 +359,10 @@ def _different_weights(stored: Any, exported: Any, dtypes: dict[str, str]) -> li
             return False
         return np.array_equal(_rounded(expected[name].get(), dtypes[name]), actual[name].get())
 
-    same = {name for name in expected if equal(name)}
+    def num_values(name: str) -> float:
+        return float(np.prod(expected[name].shape))
+
+    same = {name for name in progress.each(expected, num_values) if equal(name)}
     return sorted((expected.keys() | actual.keys()) - same)
 
 

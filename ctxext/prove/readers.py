@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxext import progress
 from ctxext.interop.pth import open_archive
 from ctxext.prove import llamacpp_reader, pytorch_readers
 from ctxext.prove.artifact import Artifact
@@ -73,10 +74,14 @@ def _evaluate(
             "tables": tables,
             "ropes": [reader.rope(length) for length in text_lengths(first)],
         }
+    logits = []
+    for number, x in enumerate(inputs):
+        with progress.as_part(number, len(inputs)):
+            logits.append(reader.logits(x.tokens, x.positions, x.compared))
     return ReaderOutput(
         name,
         version,
-        [reader.logits(x.tokens, x.positions, x.compared) for x in inputs],
+        logits,
         rounded=reader.rounded,
         **of_rope,
         rotated=reader.rotated(first.tokens[first.compared], positions, length),
@@ -104,7 +109,8 @@ def read_all(
     readers = {"numpy": read_numpy, **OTHER_READERS.get(artifact.format, {})}
     for name, read in readers.items():
         try:
-            outputs.append(read(artifact, inputs))
+            with progress.part(f"reading with {name}"):
+                outputs.append(read(artifact, inputs))
         except ModuleNotFoundError as error:
             not_run[name] = f"{error.name} is not installed"
         except (llamacpp_reader.InputTooLong, NotRun) as error:

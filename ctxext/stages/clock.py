@@ -10,12 +10,15 @@ from typing import Any
 from ctxext.files import write_json
 from ctxext.parallel import distributed
 from ctxext.progress import duration
+from ctxext.progress_bar import WorkBar
 from ctxext.rundir import RunDir
 from ctxext.stages.estimate import Estimate
 from ctxext.terminal import printable_line
 
 COMPUTING = ("train", "evaluate")
 """The kinds of stages whose time is that of the device."""
+WITHOUT_BARS = ("export", "prove", "report")
+"""The kinds of stages that show no bar themselves."""
 
 
 @dataclasses.dataclass
@@ -39,7 +42,8 @@ class StageClock:
         if not stage.is_done:
             _print(self._beginning(number))
         started = time.monotonic()
-        yield  # what is interrupted has not ended
+        with WorkBar(stage.name, enabled=kind in WITHOUT_BARS).shown():
+            yield  # what is interrupted has not ended
         self.took[number] = time.monotonic() - started
         self._write()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ctxext.experiment import Experiment
 from ctxext.parallel import distributed
+from ctxext.progress import now_at
 from ctxext.progress_bar import TerminalBar
 from ctxext.terminal import printable_line
 from ctxext.tracking import Sink
@@ -116,6 +117,7 @@ class TrainProgress:
         self._bar.update(self._task, completed=row["step"], state=f"{loss}{self._speed}")
         if self._prints_lines and "learning_rate" in row:
             print(self._line(row["step"], f"{loss}{_speed(row)}"), file=sys.stderr, flush=True)
+        now_at(f"after step {row['step']} of {self._last}")
         if self._started is None:  # the first step is compiled first
             self._started = time.perf_counter()
 
@@ -128,8 +130,10 @@ class TrainProgress:
 
     def start(self) -> None:
         """Show the bar."""
+        now_at("compiling the first step")
         self._bar.start()
 
     def stop(self) -> None:
         """Leave the bar as it is and free the terminal."""
+        now_at("")
         self._bar.stop()

@@ -363,7 +363,7 @@ def test_a_second_run_of_the_same_tasks_is_refused_at_once(
     real = harness_tasks.run_tasks
     statuses = []
 
-    def run_tasks(lm, request):
+    def run_tasks(lm, request, name):
         monkeypatch.setattr(harness_tasks, "run_tasks", real)
         statuses.append(main(command))
         assert f"is being written by process {os.getpid()} on" in capsys.readouterr().err

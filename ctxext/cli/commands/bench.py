@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctxext.cli import numbers, options
-from ctxext.progress import heard_by
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -89,11 +88,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 @contextlib.contextmanager
 def _shown(title: str) -> Iterator[None]:
     """In the block, standard error shows what is measured: a bar, or a line where it is a file."""
-    from ctxext.progress_bar import TerminalBar
+    from ctxext.progress_bar import WorkBar
 
-    bar = TerminalBar(enabled=True, details="{task.elapsed:.0f} s", counts=False, transient=True)
-    if bar.disable:
+    bar = WorkBar(title)
+    if not bar.is_visible:
         print(f"measuring {title}", file=sys.stderr, flush=True)
-    task = bar.add_task(title, total=None)
-    with bar, heard_by(lambda share: bar.update(task, completed=share, total=1.0)):
+    with bar.shown():
         yield
