@@ -85,9 +85,12 @@ class Watch:
             name = outcome.name
             self._waiting.pop(name, None)
             self._running.pop(name, None)
-            if outcome.seconds is not None:
-                seconds = self._before.get(name, 0.0) + outcome.seconds
-                outcome = dataclasses.replace(outcome, seconds=seconds)
+            took = outcome.seconds
+            if took is None and name in self._started:  # a job that was lost
+                took = self._clock() - self._started[name]
+            if took is not None:
+                took += self._before.get(name, 0.0)
+            outcome = dataclasses.replace(outcome, seconds=took)
             self._ended[name] = outcome
             if name in self._bars:
                 self._bar.remove_task(self._bars.pop(name))
