@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ctxext.progress import each
-
 
 def _silu(x: np.ndarray) -> np.ndarray:
     return x / (1 + np.exp(-x))
@@ -139,7 +137,7 @@ class ReferenceReader(abc.ABC):
             windowed = {self._window(layer) is not None for layer in range(self.num_hidden_layers)}
             turns = {slides: self._turn(positions, seq_len, slides) for slides in windowed}
         x = self.weight("model.embed_tokens.weight")[tokens]
-        for layer in each(range(self.num_hidden_layers), lambda _: 1.0):
+        for layer in range(self.num_hidden_layers):
             at = f"model.layers.{layer}"
             y = self._norm(x, f"{at}.input_layernorm")
             turn = turns.get(self._window(layer) is not None)
