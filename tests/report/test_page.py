@@ -234,7 +234,7 @@ def test_training_export_and_provenance(page: Element) -> None:
     assert facts["commit"] == "2588a9100000-dirty"
     assert facts["tokenizer"] == "d34bb20655eb"
     assert facts["data"] == "text 181 documents 2,131,688 tokens 1fc34e6e938f"
-    assert facts["to reproduce"].startswith("ctxext run run/experiment.py")
+    assert facts["to reproduce"] == "ctxext run run/config.json --run-dir NEW"
 
 
 def test_charts_are_named_and_have_their_numbers(page: Element) -> None:

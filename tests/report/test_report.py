@@ -423,3 +423,17 @@ def test_a_suite_over_other_texts_is_another_mean():
     assert [name.partition("seed=")[2] for name in Results(records).suites] == ["0]", "1]"]
     alone = [record for record in records if record.protocol["seed"] == 0]
     assert list(Results(alone).suites) == ["ruler-exact"]
+
+
+def test_answers_come_before_controls_and_details():
+    tokenizer = toy_tokenizer()
+    config = OracleConfig(128)
+    kinds = ("needle", "no-needle")
+    asked = Retrieval((128, 256), (0.0, 1.0), 2, source=toy_source())
+    evals = [dataclasses.replace(asked, condition=kind) for kind in kinds]
+    evals.append(Perplexity((128,), num_documents=2, target_tokens=16, source=toy_source()))
+    records = evaluate(PerfectReader(tokenizer, config), evals, progress=False)
+    keys = [table.key for table in all_tables(Results(records))]
+    first = [key in ("retrieval", "effective", "perplexity") for key in keys]
+    assert first == sorted(first, reverse=True)
+    assert keys.index("perplexity") < keys.index("controls")

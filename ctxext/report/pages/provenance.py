@@ -68,11 +68,8 @@ def _commands(run: RunData) -> list[tuple[str, str]]:
     name = shlex.quote(run.name)
     commands = [("this page", f"ctxext report {name}")]
     again = _quoted(run.provenance.get("command"))
-    if not again and (run.path / "experiment.py").is_file():
-        again = (
-            f"ctxext run {name}/experiment.py --run-dir NEW (compare NEW/config.json with "
-            f"{name}/config.json)"
-        )
+    if not again and (run.path / "config.json").is_file():
+        again = f"ctxext run {name}/config.json --run-dir NEW"
     return [("to reproduce", str(again)), *commands] if again else commands
 
 

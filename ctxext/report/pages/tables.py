@@ -45,14 +45,22 @@ KINDS_OF_TABLES = (
     "recovery_by_depth",
 )
 """The keys of tables in JSON."""
+ANSWERS = ("effective", "retrieval", "suites", "perplexity", "growing_window", "recovery")
+"""The keys of tables that answer what was asked; the others say how sure that is, and why."""
 
 
 def all_tables(results: Results) -> list[Table[Any]]:
-    """Every table, in the order of reading."""
+    """Every table in the order of reading: those with answers, then controls and details."""
+    tables = _by_evaluation(results)
+    answers = [table for table in tables if table.key in ANSWERS]
+    details = [table for table in tables if table.key not in ANSWERS]
+    return [*overview_tables(results.studies), *answers, *details]
+
+
+def _by_evaluation(results: Results) -> list[Table[Any]]:
+    """The tables about each evaluation, one evaluation after the other."""
     studies = results.studies
-    tables: list[Table[Any]] = []
-    for study in studies:
-        tables += task_tables(study)
+    tables = [table for study in studies for table in task_tables(study)]
     if studies:
         tables.append(lengths_table(studies))
     if results.unmatched_controls:
@@ -75,7 +83,7 @@ def all_tables(results: Results) -> list[Table[Any]]:
             tables.append(book_differences_table(differences, detail))
     tables += [recovery_table(of_settings) for of_settings in results.recovery]
     tables += [recovery_depth_table(of_settings) for of_settings in results.recovery_by_depth]
-    return tables + overview_tables(studies)
+    return tables
 
 
 def task_tables(study: Study) -> list[Table[Any]]:
