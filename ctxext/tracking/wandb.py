@@ -30,6 +30,9 @@ TIMEOUTS = {"init_timeout": 30.0, "finish_timeout": 120.0}
 """Seconds that a run waits for a server when it begins and ends; it never waits in between.
 WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT change them."""
 
+REFUSED = ("401", "403", "api key", "unauthorized", "not authenticated", "permission denied")
+"""What the errors of a server say that knows the user not, or not for this project."""
+
 MAX_ID = 1 << 10
 """Bytes of the file with the id of a run."""
 
@@ -134,16 +137,30 @@ class WandbSink(Sink):
         except Exception as error:
             if mode != "online":
                 raise
-            reason = str(error).strip().partition("\n")[0]
+            problem = why_not_online(error)
         self._wandb.teardown()  # its service would say that the run's id is taken
         run = self._wandb.init(mode="offline", **arguments)
         directory = shlex.quote(str(Path(run.dir).parent))
         print(
-            f"wandb does not answer ({reason}); this run is kept offline, upload it with: wandb "
-            f"sync {directory}",
+            f"{problem}; this run is kept offline, upload it with: wandb sync {directory}",
             file=sys.stderr,
         )
         return run
+
+
+def why_not_online(error: Exception) -> str:
+    """Whether the key is refused or nothing answers, from the error of a first request."""
+    from wandb.errors import AuthenticationError
+
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    is_refused = isinstance(error, AuthenticationError) or any(
+        sign in reason.lower() for sign in REFUSED
+    )
+    if not is_refused:
+        return f"wandb does not answer ({reason})"
+    if os.environ.get("WANDB_API_KEY"):
+        return f"wandb refuses the key in WANDB_API_KEY ({reason}): correct it"
+    return f"wandb refuses the key of this login ({reason}): run `wandb login --relogin`"
 
 
 def _init_arguments(experiment: Experiment, run: RunDir, group: str, job: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ctxext.evals.wrong_answers import WrongAnswer
 from ctxext.files import read_json, read_jsonl
 from ctxext.rundir import RunDir
 from ctxext.tracking import start_sinks
-from ctxext.tracking.wandb import WandbSink, wandb_mode
+from ctxext.tracking.wandb import WandbSink, wandb_mode, why_not_online
 from support.planted import passkey_answer, text_losses
 from support.tiny_train import tiny_experiment
 
@@ -175,3 +175,31 @@ def test_the_id_of_a_stranger_s_run_is_an_id_and_no_other_file_of_the_user(opene
     id_file.write_text("../../elsewhere\n$(id)")
     with pytest.raises(ValueError, match="does not hold the id of a wandb run"):
         WandbSink(experiment, run, "group", "train")
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "sentence"),
+    [
+        ("abc", "WANDB_API_KEY invalid: API key must have 40+ characters.", "refuses the key in W"),
+        ("x" * 40, "returned error 401: user is not logged in", "wandb refuses the key in WANDB_"),
+        (None, "returned error 403: permission denied", "refuses the key of this login (returned"),
+        ("x" * 40, "connection refused", "wandb does not answer (connection refused)"),
+    ],
+)
+def test_a_refused_key_is_said_to_be_that(key, error, sentence, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    assert sentence in why_not_online(RuntimeError(error))
+
+
+@pytest.mark.check
+def test_a_run_with_a_wrong_key_is_kept_offline(opened, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    with start_sinks(*opened) as sinks:
+        for sink in sinks:
+            sink.log({"step": 10, "loss": 2.0})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "wandb refuses the key in WANDB_API_KEY (" in line
+    assert "correct it; this run is kept offline, upload it with: wandb sync " in line
