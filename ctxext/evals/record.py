@@ -290,7 +290,7 @@ class RecoveryScores:
     """Tokens of the right answer."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EvalRecord(abc.ABC):
     """One evaluated item of one model, of one of the kinds below."""
 
@@ -321,6 +321,17 @@ class EvalRecord(abc.ABC):
     def beyond_window(self) -> bool:
         return self.seq_len > self.model.window
 
+    def __repr__(self) -> str:
+        """Short, as lists of records are printed in notebooks; `to_json` has everything."""
+        name, seq_len, _ = self.measurement
+        what = f"{name} at {seq_len:,} tokens, {self.model.label}: {self.outcome}"
+        return f"{type(self).__name__}({what})"
+
+    @property
+    @abc.abstractmethod
+    def outcome(self) -> str:
+        """How it went, in a few words."""
+
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON; what has its default value is left out."""
         return {"kind": self.kind, **encode(self)}
@@ -345,7 +356,7 @@ class EvalRecord(abc.ABC):
 
 
 @typing.final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AnswerRecord(EvalRecord):
     """The answer to one question about a text."""
 
@@ -358,9 +369,13 @@ class AnswerRecord(EvalRecord):
     def measurement(self) -> Measurement:
         return Measurement(self.question.task, self.seq_len, self.metric)
 
+    @property
+    def outcome(self) -> str:
+        return "right" if self.scores.correct else f"score {self.scores.score:g}"
+
 
 @typing.final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LossRecord(EvalRecord):
     """The losses of one text."""
 
@@ -373,9 +388,14 @@ class LossRecord(EvalRecord):
     def measurement(self) -> Measurement:
         return Measurement(self.evaluation, self.seq_len, self.metric)
 
+    @property
+    def outcome(self) -> str:
+        nats = self.scores.nll / max(self.scores.count, 1)
+        return f"{nats:.4g} nats per token over {self.scores.count:,}"
+
 
 @typing.final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RecoveryRecord(EvalRecord):
     """How likely the right answer is in a text, with its needle alone, and without it."""
 
@@ -387,6 +407,11 @@ class RecoveryRecord(EvalRecord):
     @property
     def measurement(self) -> Measurement:
         return Measurement(self.evaluation, self.seq_len, self.metric)
+
+    @property
+    def outcome(self) -> str:
+        scores = self.scores
+        return f"{scores.nll:.4g} nats, {scores.nll_without:.4g} without its needle"
 
 
 LARGEST_LOSS = 700.0

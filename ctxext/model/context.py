@@ -71,7 +71,7 @@ class DeclaredContext:
         if scaling == self.scaling or target is None or target >= self.declared:
             return
         raise ValueError(
-            f"{_described(scaling)} makes {target:,} tokens, {target / self.original:g} x the "
+            f"{described(scaling)} makes {target:,} tokens, {target / self.original:g} x the "
             f"{self.original:,} of pre-training, but as it is the checkpoint declares "
             f"{self.declared:,}{self._carried()}. A factor counts from the window of pre-training: "
             f"{2 * self.declared / self.original:g} doubles what is declared. To shorten it, give "
@@ -117,7 +117,7 @@ class DeclaredContext:
         if scaling == self.scaling:
             return f"as the checkpoint is: {declared}, pre-trained with {self.original:,}"
         target = self._target(scaling)
-        made = _described(scaling)
+        made = described(scaling)
         if target is not None:
             made += (
                 f": {target:,} tokens, {target / self.original:g} x the {self.original:,} of "
@@ -137,10 +137,10 @@ class DeclaredContext:
 
     def _carried(self) -> str:
         """The scaling of the checkpoint, unless it is plain RoPE."""
-        return "" if self.scaling == Unscaled() else f" by {_described(self.scaling)}"
+        return "" if self.scaling == Unscaled() else f" by {described(self.scaling)}"
 
 
-def _described(scaling: RopeScaling) -> str:
+def described(scaling: RopeScaling) -> str:
     """The class of a scaling and its factor, if it has one."""
     factor = scaling_factor(scaling)
     name = scaling_name(scaling)

@@ -14,7 +14,7 @@ from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.attention.cache import caches_rotated
 from ctxext.attention.length import check_generation, rotation_for
 from ctxext.model.config import LlamaConfig, merge_ids
-from ctxext.model.context import DeclaredContext
+from ctxext.model.context import DeclaredContext, described
 from ctxext.model.decoder import COMPUTE_DTYPES, Params, bind
 from ctxext.model.generation import (
     SEMANTICS,
@@ -100,6 +100,15 @@ class LM:
                     f"{name} {value!r} is not known; choose one of {', '.join(choices)}"
                 )
         self.config.check_scaling(self.scaling)
+
+    def __repr__(self) -> str:
+        """Short: family, size, window and how it is run, without parameters."""
+        method = [] if self.scaling == Unscaled() else [described(self.scaling)]
+        method += [] if self.attention == Causal() else [type(self.attention).__name__]
+        config = self.config
+        size = f"{config.num_parameters:,} parameters"
+        window = f"window {config.max_position_embeddings:,}"
+        return f"LM({', '.join([config.family, size, window, *method, self.dtype])})"
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
