@@ -15,9 +15,8 @@ def method_list(*, as_json: bool) -> str:
     rows = [_row(name, method) for name, method in methods]
     if as_json:
         return json.dumps(rows, indent=2)
-    formats = "".join(f"{name:<14}" for name in support_matrix.COLUMNS)
-    lines = [f"{'name':<22} {'seam':<10} {'arXiv':<11} {formats} fields"]
-    lines += [_line(row) for row in rows]
+    header = ["name", "seam", "arXiv", *support_matrix.COLUMNS, "fields"]
+    lines = _aligned([header, *map(_cells, rows)])
     reasons = '--json has the reason of every "refused".'
     return "\n".join([*lines, "", *support_matrix.LEGEND, reasons])
 
@@ -44,11 +43,19 @@ def _default(field: dataclasses.Field) -> Any:
     return label([field.default]) if dataclasses.is_dataclass(field.default) else field.default
 
 
-def _line(row: dict[str, Any]) -> str:
+def _cells(row: dict[str, Any]) -> list[str]:
     fields = [
         name if name in row["required"] else f"{name}={default}"
         for name, default in row["fields"].items()
     ]
-    formats = "".join(f"{support['how']:<14}" for support in row["formats"].values())
-    columns = f"{row['name']:<22} {row['seam']:<10} {row['paper']:<11} {formats}"
-    return f"{columns} {', '.join(fields)}".rstrip()
+    formats = [support["how"] for support in row["formats"].values()]
+    return [row["name"], row["seam"], row["paper"], *formats, ", ".join(fields)]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """A line per row, whose cells begin at the same places in all lines."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

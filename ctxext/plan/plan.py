@@ -16,6 +16,7 @@ from ctxext.plan.flops import Flops, step_flops
 from ctxext.plan.job import Job, count
 from ctxext.plan.memory import Memory, cache_bytes, memory
 from ctxext.plan.search import MARGIN, Candidate, longest_float, search
+from ctxext.report.table import table_of_texts
 from ctxext.rope import RopeScaling
 
 MFU = 0.4
@@ -295,14 +296,17 @@ class Plan:
     def _search_lines(self) -> list[str]:
         if not self.candidates:
             return []
-        lines = [
-            f"longest context that fits with {MARGIN:.0%} to spare (arithmetic)",
-            f"  {'mesh':<40}{'remat':<11}{'trained':<18}{'tokens':>10}",
+        rows = [
+            [
+                candidate.experiment.mesh.text,
+                candidate.experiment.train.remat,
+                candidate.text,
+                f"{candidate.seq_len:,}",
+            ]
+            for candidate in self.candidates
         ]
-        for candidate in self.candidates:
-            mesh = candidate.experiment.mesh.text
-            remat = candidate.experiment.train.remat
-            lines.append(f"  {mesh:<40}{remat:<11}{candidate.text:<18}{candidate.seq_len:>10,}")
+        title = f"longest context that fits with {MARGIN:.0%} to spare (arithmetic)"
+        lines = [table_of_texts(title, ["mesh", "remat", "trained", "tokens"], rows).to_text()]
         if any(candidate.quantizes for candidate in self.candidates):
             lines.append(
                 f"a base in {self.experiment.train.dtype} reaches "

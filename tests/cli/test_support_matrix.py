@@ -215,8 +215,12 @@ def test_the_command_shows_the_matrix(capsys):
     assert main(["methods"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     for name, row in rows.items():
-        cells = "".join(f"{place['how']:<14}" for place in row.values()).rstrip()
-        assert cells in lines[name]
+        cells = " ".join(place["how"] for place in row.values())
+        assert f" {cells} " in f"{' '.join(lines[name].split())} "
+    header = lines["name"]
+    begins = [header.index(name) for name in (*rows["yarn"], "fields")]
+    for name in rows:
+        assert all(lines[name][begin - 2 : begin].isspace() for begin in begins[:-1]), name
     leading = LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8)), leading_positions=9)
     reason = places(leading, TINY)["hf"]["reason"]
     assert "plain RoPE at the first 9 positions" in reason
