@@ -18,6 +18,7 @@ from ctxext.data import Source
 from ctxext.data.held_out import HELD_OUT
 from ctxext.evals import expected
 from ctxext.evals.budget import read_budget
+from ctxext.files import read_json
 from ctxext.interop.formats import find_format
 from ctxext.losses import CrossEntropy, Lengths, Loss
 from ctxext.methods import label
@@ -30,7 +31,7 @@ from ctxext.optim import Optim
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.positions import Contiguous, Positions
 from ctxext.rope import RopeScaling
-from ctxext.serialization import to_json
+from ctxext.serialization import read_saved, to_json
 
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
@@ -187,7 +188,7 @@ class Export:
         find_format(self.to)  # raises ValueError for an unknown name
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Experiment:
     """Everything that determines a result: base, method, data, training, evaluations."""
 
@@ -248,6 +249,17 @@ class Experiment:
         if self.expect:
             expected.check(self.expect, self.evals)
 
+    def __repr__(self) -> str:
+        """Short: name, base, method and amount of training; `to_json` has everything."""
+        parts = (self.rope, self.attention, self.positions, self.trainable, self.loss)
+        plain = (None, Causal(), Contiguous(), Full(), CrossEntropy())
+        method = label(part for part in parts if part not in plain)
+        train = self.train
+        rows = f"{train.batch_size * train.accumulate} x {train.seq_len:,} tokens"
+        base = self.init or ("from scratch" if self.model else "no base")
+        evals = f"{len(self.evals)} evaluations"
+        return f"Experiment({self.name}: {base}, {method}, {train.steps} steps of {rows}, {evals})"
+
     def effective_scaling(self, base: RopeScaling) -> RopeScaling:
         """The scaling that is trained, over a base checkpoint that carries `base`."""
         return meant_scaling(self.rope, base)
@@ -302,20 +314,38 @@ BaseConfig = Callable[[], tuple[LlamaConfig, int]]
 """Reads the configuration of the base and the extended window L' that it declares, in tokens."""
 
 
-def load_experiment(file: str | Path, base_config: BaseConfig | None = None) -> Experiment:
+def load_experiment(
+    file: str | Path, base_config: BaseConfig | None = None, *, trust: bool = False
+) -> Experiment:
     """The `experiment` of a Python file: a value, or a function of the base.
+
+    FILE.json is the config.json of a run, whose code is imported only with `trust`.
 
     The function form is for lengths that depend on the base: `experiment(config)`, whose
     `max_position_embeddings` is the window of pre-training, or `experiment(config, declared)` with
     the extended window that the base declares. `base_config` is called only for it. Raises
     ValueError if the file is missing or declares no experiment.
     """
+    if Path(file).suffix == ".json":
+        return _load_saved(Path(file), trust=trust)
     experiment = getattr(_import_file(file), "experiment", None)
     if callable(experiment) and base_config is not None:
         experiment = _call_with_base(experiment, base_config)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{file} defines no `experiment = Experiment(...)`")
     return experiment
+
+
+def _load_saved(file: Path, *, trust: bool) -> Experiment:
+    """The experiment that a run saved. Raises ValueError, naming the file, for another one."""
+    content = read_json(file)
+    tag = content.get("__type__") if isinstance(content, dict) else None
+    if tag != Experiment.type_tag:
+        raise ValueError(
+            f"{file} is not the config.json of a run; give that of a run directory, or an "
+            "experiment file such as experiments/demo.py"
+        )
+    return read_saved(file, Experiment, trust=trust)
 
 
 def load_sweep(file: str | Path, base_config: BaseConfig | None = None) -> dict[str, Experiment]:

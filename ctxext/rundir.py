@@ -102,9 +102,10 @@ class RunDir:
     def open(self, experiment: Experiment, file: Path | None = None) -> "RunDir":
         """Create the directory, or check that it is this experiment's.
 
-        file: the experiment file, which is copied next to the configuration. Raises ValueError
-        naming the first field that differs; `train.steps` may grow, MUTABLE_FIELDS may change.
-        Raises ValueError for a directory in it that is a link, and if another process runs in it.
+        file: the experiment file, which is copied next to the configuration if it is Python. Raises
+        ValueError naming the first field that differs; `train.steps` may grow, MUTABLE_FIELDS may
+        change. Raises ValueError for a directory in it that is a link, and if another process runs
+        in it.
         """
         self._open(experiment, file)
         return self
@@ -129,29 +130,40 @@ class RunDir:
                 f"{self.path} exists and is not a run directory; choose another --run-dir"
             )
 
+    def check(self, experiment: Experiment) -> None:
+        """Raise ValueError as `open` does, unless the directory is new or this experiment's."""
+        check_places(self.path, *DIRECTORIES)
+        if self.config_file.exists():
+            self._check_same(to_json(experiment))
+        else:
+            self._check_new()
+
     def _check_or_create(self, experiment: Experiment, file: Path | None) -> None:
         config = to_json(experiment)
-        if self.config_file.exists():
-            old = read_json(self.config_file)
-            for name, old_value, new_value in _differences(old, config):
-                if name.split(".")[0] in MUTABLE_FIELDS:
-                    continue
-                if name != "train.steps":
-                    raise ValueError(
-                        f"{self.path} belongs to another experiment: {name} is "
-                        f"{_short(old_value)} there and {_short(new_value)} here; choose another "
-                        "--run-dir"
-                    )
-                if old_value > new_value:
-                    raise ValueError(
-                        f"{self.path} was started for {old_value} steps and cannot shrink to "
-                        f"{new_value}"
-                    )
-            if old == config:
-                return
-        if file is not None:
+        if self.config_file.exists() and self._check_same(config):
+            return
+        if file is not None and file.suffix == ".py":
             write_bytes(self.path / "experiment.py", Path(file).read_bytes())
         write_json(self.config_file, config)
+
+    def _check_same(self, config: dict[str, Any]) -> bool:
+        """Whether config.json holds just this. Raises ValueError for another experiment."""
+        old = read_json(self.config_file)
+        for name, old_value, new_value in _differences(old, config):
+            if name.split(".")[0] in MUTABLE_FIELDS:
+                continue
+            if name != "train.steps":
+                raise ValueError(
+                    f"{self.path} belongs to another experiment: {name} is "
+                    f"{_short(old_value)} there and {_short(new_value)} here; choose another "
+                    "--run-dir"
+                )
+            if old_value > new_value:
+                raise ValueError(
+                    f"{self.path} was started for {old_value} steps and cannot shrink to "
+                    f"{new_value}"
+                )
+        return old == config
 
     def steps_saved(self) -> int:
         """The steps of the newest checkpoint; 0 if there is none."""

@@ -408,7 +408,10 @@ def shown_by(shares):
             ["train", "my file.py"],
             "every checkpoint is kept; go on with: ctxext train 'my file.py'",
         ),
-        (["methods"], "nothing is kept, and no file was left half-written"),
+        (
+            ["methods"],
+            "nothing is kept, and no file was left half-written; begin again with: ctxext methods",
+        ),
     ],
 )
 def test_an_interrupted_command_says_what_is_kept_and_how_to_go_on(

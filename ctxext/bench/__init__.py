@@ -13,6 +13,7 @@ from typing import Any
 from ctxext.bench.cases import BenchmarkCase, standard_cases
 from ctxext.bench.instructions import ENVIRONMENTS
 from ctxext.child_python import python_command
+from ctxext.nearest import hint
 
 AGAINST = {"hf": "transformers"}
 """The libraries to compare with, and the backend for each."""
@@ -53,7 +54,7 @@ def measurements(
     """
     for part in parts:
         if part not in PARTS:
-            raise ValueError(f"there is no benchmark {part!r}; known: {', '.join(PARTS)}")
+            raise ValueError(f"there is no benchmark {part!r}; {hint(part, PARTS)}")
     alone = [part for part in parts if part not in COMPARED]
     compared = [part for part in parts if part in COMPARED and part != "product"]
     backends = ["ctxext"]

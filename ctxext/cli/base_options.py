@@ -30,7 +30,8 @@ def add_base(parser: argparse.ArgumentParser, *, layers: bool = False) -> None:
         "--init",
         metavar="DIR",
         help="The checkpoint that the methods are for: its head dimension, theta, window"
-        f"{' and layers' if layers else ''}, and its own frequencies under the name none.",
+        f"{' and layers' if layers else ''}, and its own frequencies under the name none; default: "
+        "the shape of Llama 2 7B.",
     )
     parser.add_argument(
         "--head-dim",

@@ -1,7 +1,6 @@
 """Options that argparse does not know, fields of methods and leaves, parsed by their types."""
 
 import dataclasses
-import difflib
 import itertools
 import json
 import types
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.files import read_json
+from ctxext.nearest import nearest
 
 LARGEST_NUMBER = 1e300
 """A larger number, infinity or NaN is taken for a mistake."""
@@ -74,9 +74,19 @@ def field_value(flag: Flag, annotations: Mapping[str, Any]) -> tuple[str, Any] |
 
 def unknown_option(flag: Flag, known: Iterable[str], otherwise: str) -> ValueError:
     """The error for an unknown option, with the nearest of the known names, or `otherwise`."""
-    close = difflib.get_close_matches(str(flag), [option(name) for name in known], 1, 0.6)
-    hint = f"did you mean {close[0]}?" if close else otherwise
-    return ValueError(f"unknown option {flag}; {hint}")
+    close = nearest(flag.name, known)
+    hint = f"did you mean {option(close)}?" if close else otherwise
+    return ValueError(f"unknown option {flag}; {hint}" if hint else f"unknown option {flag}")
+
+
+def misspelled(unknown: Sequence[Flag], options: Iterable[str]) -> Flag:
+    """The first flag that is close to one of the options, or else the first.
+
+    It may be why the others are unknown, as `--methd yarn --factor 4`.
+    """
+    known = list(options)
+    close = (flag for flag in unknown if nearest(flag.name, known, close=0.8))
+    return next(close, unknown[0])
 
 
 def is_plain(annotation: Any) -> bool:

@@ -6,71 +6,32 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
+import ctxext
 from ctxext.cli.commands import all_commands
 from ctxext.cli.out_of_memory import is_out_of_memory, memory_advice
+from ctxext.cli.overview import Overview
+from ctxext.cli.parser import HelpFormatter, Parser
 from ctxext.terminal import printable_output, warned_once
 
 
-class Parser(argparse.ArgumentParser):
-    """Prints errors as one line, and separates its options from those of methods and leaves."""
-
-    def split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """(words for this parser, options that it does not know, each with the words after it)."""
-        known: list[str] = []
-        unknown: list[str] = []
-        words_of_option = known
-        for word in words:
-            if word.partition("=")[0] in self._option_string_actions:
-                words_of_option = known
-            elif word.startswith("--"):
-                words_of_option = unknown
-            words_of_option.append(word)
-        return known, unknown
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"ctxext: {message}; see {self.prog} --help\n")
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of a description, and adds the default to the help of an option."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        default = action.default
-        is_unset = default in (None, "", [], argparse.SUPPRESS) or default is False
-        if not action.help or not action.option_strings or is_unset:
-            return action.help
-        text = "%(default)s"
-        if isinstance(default, list):
-            text = " ".join(default)
-        elif default is True:
-            text = action.option_strings[0]
-        return f"{action.help} Default: {text}."
-
-
-def parsers() -> tuple[Parser, dict[str, Parser]]:
+def parsers() -> tuple[Overview, dict[str, Parser]]:
     """The parser of the whole command line, and that of each command."""
-    root = Parser(
-        "ctxext",
-        description="Stretch the context window of Llama models, and know whether it worked.",
-        epilog="Begin with: ctxext demo",
-        allow_abbrev=False,
-    )
-    subparsers = root.add_subparsers(metavar="COMMAND", required=True)
+    root = Overview("ctxext", allow_abbrev=False, add_help=False)
+    root.add_argument("--help", "-h", action="help", help="Print this help.")
+    root.add_argument("--version", action="version", version=f"ctxext {ctxext.__version__}")
     by_command: dict[str, Parser] = {}
     for name, command in all_commands().items():
-        title, _, description = (command.__doc__ or "").partition("\n")
-        subparser = subparsers.add_parser(
-            name,
-            help=title,
-            description=f"{title}\n{description}".rstrip(),
+        parser = Parser(
+            f"ctxext {name}",
+            description=(command.__doc__ or "").rstrip(),
             formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
-        subparser.set_defaults(command=command)
-        command.add_options(subparser)
-        by_command[name] = subparser
+        parser.set_defaults(command=command)
+        command.add_options(parser)
+        by_command[name] = parser
     return root, by_command
 
 
@@ -80,17 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Too little memory prints one line too, and returns 1.
     """
     with printable_output(), warned_once():
-        return _main(argv)
+        try:
+            return _main(argv)
+        except KeyboardInterrupt:
+            print("ctxext: interrupted before it had begun", file=sys.stderr)
+            return 130
 
 
 def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     root, by_command = parsers()
     if not words or words[0] not in by_command:
-        root.parse_args(words)  # prints the help or an error, and exits
+        root.choose(words, by_command)  # prints the help or an error, and exits
     command_parser = by_command[words[0]]
     known, rest = command_parser.split(words[1:])
-    args = command_parser.parse_args(known)
+    args = command_parser.read(known, rest)
     from ctxext.cli import compile_cache
     from ctxext.parallel import distributed
 
@@ -143,9 +108,11 @@ def _run(args: argparse.Namespace, rest: list[str], words: Sequence[str]) -> int
 def _interrupted(command: Any, words: Sequence[str]) -> str:
     """The line that says which work is kept after Ctrl-C, and how to continue."""
     kept = getattr(command, "KEPT", None)
+    line = shlex.join(["ctxext", *words])
     if kept is None:
-        return "ctxext: interrupted: nothing is kept, and no file was left half-written"
-    return f"ctxext: interrupted: {kept}; go on with: {shlex.join(['ctxext', *words])}"
+        nothing = "nothing is kept, and no file was left half-written"
+        return f"ctxext: interrupted: {nothing}; begin again with: {line}"
+    return f"ctxext: interrupted: {kept}; go on with: {line}"
 
 
 def _one_line(error: ValueError | OSError) -> str:

@@ -18,6 +18,7 @@ from ctxext.cli.flags import (
     Flag,
     field_value,
     is_plain,
+    misspelled,
     option,
     parse_flags,
     parse_value,
@@ -30,16 +31,18 @@ from ctxext.model.trainable import TRAINABLE
 from ctxext.rope import RopeScaling, scaling_chain
 
 
-def make_methods(names: Sequence[str], arguments: Sequence[str]) -> tuple[Any, ...]:
+def make_methods(
+    names: Sequence[str], arguments: Sequence[str], *, known: Iterable[str] = ()
+) -> tuple[Any, ...]:
     """One instance per name; every option sets the field of all methods that have it.
 
-    Raises ValueError for an unknown method, a missing or wrong field, and an option that no method
-    has.
+    known: other options of the command, which may be meant by a misspelled one. Raises ValueError
+    for an unknown method, a missing or wrong field, and an option that no method has.
     """
     flags = parse_flags(arguments)
     methods = [(name, find(name)) for name in names]
     chosen = [_Chosen.by(flags, name, method, seam(method)) for name, method in methods]
-    _refuse_unknown(flags, chosen)
+    _refuse_unknown(flags, chosen, known)
     return tuple(method.build(flags, None) for method in chosen)
 
 
@@ -180,8 +183,13 @@ def _find_wrapped(flag: Flag, name: str, seam_name: str) -> type:
     )
 
 
-def _refuse_unknown(flags: Sequence[Flag], methods: Iterable[_Chosen]) -> None:
-    """Raises ValueError, with a suggestion, for a flag that is not a field of the methods."""
+def _refuse_unknown(
+    flags: Sequence[Flag], methods: Iterable[_Chosen], others: Iterable[str]
+) -> None:
+    """Raises ValueError, with a suggestion, for a flag that is not a field of the methods.
+
+    others: options of the command.
+    """
     known: dict[str, Any] = {}
     plain: list[str] = []
     names: list[str] = []
@@ -199,9 +207,9 @@ def _refuse_unknown(flags: Sequence[Flag], methods: Iterable[_Chosen]) -> None:
         )
     else:
         otherwise = "the fields of a method are options after --method NAME; see --help"
-    for flag in flags:
-        if field_value(flag, known) is None:
-            raise unknown_option(flag, plain, otherwise)
+    unknown = [flag for flag in flags if field_value(flag, known) is None]
+    if unknown:
+        raise unknown_option(misspelled(unknown, others), [*plain, *others], otherwise)
 
 
 def _method_of_experiment(name: str) -> tuple[type, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.cli import numbers
+from ctxext.nearest import hint
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 """Short names of number types."""
@@ -50,6 +51,15 @@ def add_links(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """--trust-run."""
+    parser.add_argument(
+        "--trust-run",
+        action="store_true",
+        help="Import the Python files that a run refers to.",
+    )
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """--coordinator, --num-processes and --process-id; `main` reads them."""
     group = parser.add_argument_group(
@@ -62,7 +72,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         "--num-processes",
         type=numbers.integer,
         metavar="N",
-        help="How many processes take part; 1 ignores the environment.",
+        help="How many processes take part; 1 ignores the environment; default: as it says.",
     )
     group.add_argument(
         "--process-id",
@@ -81,7 +91,8 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE.py:Class",
         help="Frequencies, attention or positions, see ctxext methods; may be given several times. "
         "The fields of a method are options too: --method yarn --factor 4 --beta-fast 16. One that "
-        "wraps another takes it as --inner: --method cope --inner yarn --factor 4.",
+        "wraps another takes it as --inner: --method cope --inner yarn --factor 4. Default: those "
+        "of the checkpoint or the experiment.",
     )
 
 
@@ -145,11 +156,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     add_checkpoint(parser)
     add_links(parser)
-    parser.add_argument(
-        "--trust-run",
-        action="store_true",
-        help="Import the Python files that a run directory refers to.",
-    )
+    add_trust(parser)
     add_bos(parser)
     parser.add_argument(
         "--compute-dtype",
@@ -162,7 +169,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="AXIS=N",
-        help="Devices along each axis, as data=2 fsdp=4 seq=2.",
+        help="Devices along each axis, as data=2 fsdp=4 seq=2; default: one device.",
     )
     add_processes(parser)
 
@@ -171,7 +178,7 @@ def read_methods(args: argparse.Namespace, rest: list[str]) -> tuple[Any, ...]:
     """The methods of --method, with their fields from the other options."""
     from ctxext.cli.method_options import make_methods
 
-    return make_methods(args.method, rest)
+    return make_methods(args.method, rest, known=option_names(args))
 
 
 def read_mesh(args: argparse.Namespace) -> Any:
@@ -201,8 +208,8 @@ def say_context(context: Any, scaling: Any) -> None:
         print(f"context: {context.text(scaling)}", file=sys.stderr)
 
 
-def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
-    """The model of SOURCE under the methods of --method and the --semantics of generation.
+def open_model(args: argparse.Namespace, methods: tuple[Any, ...]) -> Any:
+    """The model of SOURCE under the methods and the --semantics of generation.
 
     Says on stderr what context it has, and how it follows the length.
     """
@@ -211,7 +218,7 @@ def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
 
     lm = loading.load(
         args.source,
-        method=read_methods(args, rest),
+        method=methods,
         adapter=args.adapter,
         checkpoint=args.checkpoint,
         dtype=args.compute_dtype,
@@ -254,16 +261,32 @@ def open_named_model(
 
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
-    """EXPERIMENT.py and the options that `read_experiment` reads."""
-    parser.add_argument("experiment", metavar="EXPERIMENT.py", help="A file with an experiment.")
+    """EXPERIMENT and the options that `read_experiment` reads."""
+    parser.add_argument(
+        "experiment",
+        metavar="EXPERIMENT",
+        help="A Python file with an experiment, the config.json of a run, or a TOML file of "
+        "overrides.",
+    )
     parser.add_argument(
         "--init",
         metavar="DIR",
-        help="The base: an HF or run directory, a GGUF file, a hub name, tiny-llama or smollm2.",
+        help="The base: an HF or run directory, a GGUF file, a hub name, tiny-llama or smollm2; "
+        "default: that of the file.",
     )
     add_method(parser)
     add_links(parser)
+    add_trust(parser)
     parser.epilog = "Every leaf is an option: --train.steps 400 --rope.factor 8 --data.path DIR"
+
+
+def add_trial(parser: argparse.ArgumentParser) -> None:
+    """--trial, of run and train."""
+    parser.add_argument(
+        "--trial",
+        metavar="NAME",
+        help="One experiment of the file's sweep(); default: its `experiment`.",
+    )
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:
@@ -277,14 +300,14 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def base_config(args: argparse.Namespace) -> Callable[[], Any]:
-    """Reads what an experiment file may ask of the base that --init names."""
+def base_config(args: argparse.Namespace, init: str | None = None) -> Callable[[], Any]:
+    """Reads what an experiment file may ask of the base that --init names, or else `init`."""
 
     def read() -> Any:
         from ctxext import loading
         from ctxext.experiment import BUNDLED
 
-        source = args.init or BUNDLED
+        source = args.init or init or BUNDLED
         return loading.read_config(source)[0], loading.read_context(source).declared
 
     return read
@@ -295,18 +318,35 @@ def read_experiment(args: argparse.Namespace, rest: list[str], *, trial: str | N
 
     Raises ValueError for an unknown trial or option.
     """
+    trials = read_trials(args, in_file=trial is not None)
+    if trial is None and len(trials) > 1:
+        raise ValueError(
+            f"{args.experiment} has {len(trials)} trials: choose one with --trial NAME, or run all "
+            f"with ctxext sweep; it has {', '.join(trials)}"
+        )
+    name = next(iter(trials)) if trial is None else trial
+    if name not in trials:
+        raise ValueError(f"{args.experiment} has no trial {name!r}; {hint(name, trials)}")
+    return change_experiment(trials[name], args, rest)
+
+
+def read_trials(args: argparse.Namespace, *, in_file: bool) -> dict[str, Any]:
+    """The experiments of a file by their names, as the file has them.
+
+    in_file: those of sweep() of a Python file, which has a single `experiment` otherwise.
+    """
+    from ctxext.cli.sweep_file import SweepFile
     from ctxext.experiment import load_experiment, load_sweep
 
-    if trial is None:
-        experiment = load_experiment(args.experiment, base_config(args))
-    else:
-        trials = load_sweep(args.experiment, base_config(args))
-        if trial not in trials:
-            raise ValueError(
-                f"{args.experiment} has no trial {trial!r}; it has {', '.join(trials)}"
-            )
-        experiment = trials[trial]
-    return change_experiment(experiment, args, rest)
+    suffix = Path(args.experiment).suffix
+    if suffix == ".toml":
+        return SweepFile.read(args.experiment).experiments(
+            lambda file, init: load_experiment(file, base_config(args, init), trust=args.trust_run)
+        )
+    if in_file and suffix != ".json":
+        return load_sweep(args.experiment, base_config(args))
+    experiment = load_experiment(args.experiment, base_config(args), trust=args.trust_run)
+    return {experiment.name: experiment}
 
 
 def change_experiment(experiment: Any, args: argparse.Namespace, rest: list[str]) -> Any:
@@ -319,10 +359,20 @@ def change_experiment(experiment: Any, args: argparse.Namespace, rest: list[str]
     init = ["--init", args.init] if args.init else []
     budget = getattr(args, "budget", None)
     scaled = ["--budget", budget] if budget else []
-    return override(experiment, [*init, *scaled, *rest], methods=args.method)
+    words = [*init, *scaled, *rest]
+    return override(experiment, words, methods=args.method, known=option_names(args))
 
 
 # A run of an experiment
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """--resume, which nothing reads."""
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on where the same command stopped, which it does without this option too.",
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -342,6 +392,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="Print the resolved experiment as JSON."
     )
+    add_resume(parser)
     add_track(parser)
     parser.add_argument("--no-wandb", action="store_true", help="Leave wandb out of --track.")
     add_processes(parser)
@@ -389,8 +440,10 @@ def inspect(args: argparse.Namespace, experiment: Any, *, training_only: bool = 
     if args.dry_run:
         from ctxext import loading, requirements
         from ctxext.cli.dry_run import dry_run
+        from ctxext.rundir import RunDir, default_run_dir
         from ctxext.stages.planned import estimate
 
+        RunDir(args.run_dir or default_run_dir(experiment)).check(experiment)
         config, scaling = loading.base_config(experiment)
         text = dry_run(experiment, config, scaling)  # which checks it first
         unreadable = requirements.unreadable(experiment)
@@ -408,13 +461,20 @@ def inspect(args: argparse.Namespace, experiment: Any, *, training_only: bool = 
     return args.print_config or args.dry_run
 
 
-# Options that no command takes
+# Options that a command does not declare
 
 
-def refuse_rest(rest: list[str]) -> None:
-    """Raises ValueError if an option is left over."""
+def option_names(args: argparse.Namespace) -> Sequence[str]:
+    """The options that the command declares, for suggestions."""
+    return getattr(args, "option_names", ())
+
+
+def refuse_rest(args: argparse.Namespace, rest: list[str]) -> None:
+    """Raises ValueError, with the nearest option of the command, if one is left over."""
     if rest:
-        raise ValueError(f"unknown option {rest[0]}; see --help")
+        from ctxext.cli.flags import parse_flags, unknown_option
+
+        raise unknown_option(parse_flags(rest)[0], option_names(args), "see --help")
 
 
 def say_bos(source: str, bos: bool | None) -> None:

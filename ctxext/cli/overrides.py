@@ -5,7 +5,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ctxext.cli.flags import Flag, field_value, is_plain, parse_flags, unknown_option
+from ctxext.cli.flags import Flag, field_value, is_plain, misspelled, parse_flags, unknown_option
 from ctxext.cli.method_options import method_fields, replace_methods, split_flags
 from ctxext.experiment import Experiment
 from ctxext.methods import label
@@ -13,19 +13,24 @@ from ctxext.model.trainable import TRAINABLE
 
 
 def override(
-    experiment: Experiment, arguments: Sequence[str], *, methods: Sequence[str] = ()
+    experiment: Experiment,
+    arguments: Sequence[str],
+    *,
+    methods: Sequence[str] = (),
+    known: Sequence[str] = (),
 ) -> Experiment:
     """The experiment with `methods` in their seams, and with all their fields and leaves set.
 
-    Raises ValueError for an unknown option, with a suggestion, and for a value that does not fit.
+    known: other options of the command, which may be meant by a misspelled one. Raises ValueError
+    for an unknown option, with a suggestion, and for a value that does not fit.
     """
     all_flags = parse_flags(arguments)
     flags_of_methods, flags = split_flags(methods, all_flags)
     fields = method_fields(methods, all_flags)
     # A typing error comes before a missing field.
-    _leaf_values(experiment, flags, methods, fields)
+    _leaf_values(experiment, flags, methods, fields, known)
     experiment = replace_methods(experiment, methods, flags_of_methods)
-    return _replace(experiment, _leaf_values(experiment, flags, methods, fields))
+    return _replace(experiment, _leaf_values(experiment, flags, methods, fields, known))
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -46,21 +51,20 @@ def _leaf_values(
     flags: Sequence[Flag],
     methods: Sequence[str],
     fields_of_methods: Sequence[str],
+    others: Sequence[str],
 ) -> dict[str, Any]:
     """The new values of leaves, by their dotted names.
 
     Raises ValueError for a flag that is not a leaf.
     """
     annotations = leaves(experiment)
-    values: dict[str, Any] = {}
-    for flag in flags:
-        pair = field_value(flag, annotations)
-        if pair is None:
-            known = [*fields_of_methods, *annotations]
-            raise _not_trained_so(flag, experiment, methods) or _unknown(flag, experiment, known)
-        name, value = pair
-        values[name] = value
-    return values
+    pairs = [field_value(flag, annotations) for flag in flags]
+    unknown = [flag for flag, pair in zip(flags, pairs, strict=True) if pair is None]
+    if unknown:
+        flag = misspelled(unknown, others)
+        known = [*fields_of_methods, *annotations, *others]
+        raise _not_trained_so(flag, experiment, methods) or _unknown(flag, experiment, known)
+    return dict(pair for pair in pairs if pair is not None)
 
 
 def _replace(value: Any, changes: Mapping[str, Any]) -> Any:

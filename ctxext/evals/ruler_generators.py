@@ -22,6 +22,7 @@ from ctxext.evals.ruler import RULER_TASKS
 from ctxext.evals.ruler_samples import Samples
 from ctxext.evals.ruler_scripts import SETTINGS, SYNTHETIC, Scripts, checked_out, packaged, sha256
 from ctxext.files import atomic_directory, read_json, write_json
+from ctxext.nearest import hint
 from ctxext.progress_bar import CountedWork
 from ctxext.tokenization.tokenizer import Tokenizer, load_tokenizer
 
@@ -58,9 +59,7 @@ def prepare(
     """
     unknown = [task for task in tasks if task not in RULER_TASKS]
     if unknown:
-        raise ValueError(
-            f"RULER has no task {', '.join(unknown)}; choose from {', '.join(RULER_TASKS)}"
-        )
+        raise ValueError(f"RULER has no task {', '.join(unknown)}; {hint(unknown[0], RULER_TASKS)}")
     if n < 1:
         raise ValueError(f"{n} samples per task: choose one or more")
     chosen = packaged() if scripts is None else checked_out(scripts)

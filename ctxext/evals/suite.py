@@ -23,6 +23,7 @@ from ctxext.evals.rolling_perplexity import RollingPerplexity
 from ctxext.evals.ruler import ruler_exact
 from ctxext.evals.ruler_generators import MANIFEST, prepared
 from ctxext.evals.ruler_samples import Samples
+from ctxext.nearest import hint
 
 STANDARD = (
     "passkey",
@@ -228,11 +229,20 @@ EVALUATIONS: dict[str, Callable[[SuiteConfig], tuple[Eval, ...]]] = {
 """Evaluations by name, besides those of tasks, "longppl:DIR" and "controls"."""
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError, with the nearest name, for one that no evaluation has."""
+    known = [*tasks.by_suite_name(), *EVALUATIONS, f"{OTHER_KEYS}DIR", CONTROLS]
+    for name in names:
+        if name not in known and not name.startswith(OTHER_KEYS):
+            raise ValueError(f"there is no evaluation {name!r}; {hint(name, known)}")
+
+
 def evaluations(names: Sequence[str], config: SuiteConfig) -> tuple[Eval, ...]:
     """The evaluations called `names`; "controls" are those of every retrieval named with it.
 
     Raises ValueError for an unknown name, and for a file that an evaluation needs and lacks.
     """
+    check_names(names)
     chosen: list[Eval] = []
     for name in names:
         if name == CONTROLS:
@@ -241,11 +251,8 @@ def evaluations(names: Sequence[str], config: SuiteConfig) -> tuple[Eval, ...]:
             chosen += _longppl(config, name.removeprefix(OTHER_KEYS))
         elif name in tasks.by_suite_name():
             chosen += _retrieval(name, config)
-        elif name in EVALUATIONS:
-            chosen += EVALUATIONS[name](config)
         else:
-            known = [*tasks.by_suite_name(), *EVALUATIONS, f"{OTHER_KEYS}DIR", CONTROLS]
-            raise ValueError(f"there is no evaluation {name!r}; known: {', '.join(known)}")
+            chosen += EVALUATIONS[name](config)
     if CONTROLS in names:
         chosen += [control for evaluation in chosen for control in _controls(evaluation, config)]
     return tuple(chosen)

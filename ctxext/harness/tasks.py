@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import json
 import os
@@ -19,6 +18,7 @@ from ctxext.harness import tables
 from ctxext.harness.compare import Difference, differences, plain
 from ctxext.harness.model import HarnessLM
 from ctxext.model.lm import LM
+from ctxext.nearest import nearest
 from ctxext.parallel import distributed
 from ctxext.plan.longest_text import check_length
 
@@ -75,9 +75,9 @@ def run_tasks(lm: LM, request: Request, name: str = "harness") -> Results:
     manager = _manager(request.include_path)
     for task in request.tasks:
         if task not in manager.task_index and not Path(task).is_file():
-            close = difflib.get_close_matches(task, manager.task_index, 1)
+            close = nearest(task, manager.task_index)
             hint = (
-                f"did you mean {close[0]}?"
+                f"did you mean {close}?"
                 if close
                 else "lm-eval ls tasks lists them; --include-path adds others"
             )

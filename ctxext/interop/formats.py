@@ -18,6 +18,7 @@ from ctxext.interop.hf_weights import StoredModel, WriteOptions
 from ctxext.interop.meta_rope import rope_json
 from ctxext.interop.ropespec import rope_spec
 from ctxext.model.config import LlamaConfig
+from ctxext.nearest import hint
 from ctxext.rope import Plain, RopeScaling, Unscaled
 
 
@@ -111,7 +112,7 @@ FORMATS: dict[str, Format] = {
 def find_format(name: str) -> Format:
     """The format called `name`. Raises ValueError, listing the known ones, if there is none."""
     if name not in FORMATS:
-        raise ValueError(f"there is no format {name!r}; known: {', '.join(FORMATS)}")
+        raise ValueError(f"there is no format {name!r}; {hint(name, FORMATS)}")
     return FORMATS[name]
 
 

@@ -4,7 +4,6 @@ Each extends one of the three seams: RopeScaling, Attention or Positions.
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import importlib.util
@@ -20,6 +19,7 @@ import numpy as np
 
 from ctxext.attention.pieces import Attention, Causal
 from ctxext.discovery import classes_in_package
+from ctxext.nearest import nearest
 from ctxext.positions import Contiguous, Positions
 from ctxext.rope import Plain, RopeBase, RopeScaling, Unscaled
 
@@ -100,8 +100,8 @@ def find(name: str) -> type:
     key = name.lower().replace("_", "-")
     if key in names:
         return names[key]
-    close = difflib.get_close_matches(key, names, 1, 0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(methods))}"
+    close = nearest(key, names, close=0.5)
+    hint = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(methods))}"
     raise ValueError(f"there is no method {name!r}; {hint} (a file works too: FILE.py:Class)")
 
 

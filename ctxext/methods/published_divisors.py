@@ -1,11 +1,11 @@
 """The divisors that the authors of LongRoPE published (arXiv 2402.13753, 2502.20082), by name."""
 
 import dataclasses
-import difflib
 import functools
 
 from ctxext.assets import LONGROPE_DIVISORS
 from ctxext.files import read_json
+from ctxext.nearest import hint
 from ctxext.rope import RopeBase
 
 PLAIN = "plain"
@@ -55,9 +55,9 @@ def check_published(field: str, name: str) -> None:
     known = [*published_divisors(), PLAIN]
     if name in known:
         return
-    close = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    raise ValueError(f"{field}: there are no published divisors {name!r}; {hint}")
+    raise ValueError(
+        f"{field}: there are no published divisors {name!r}; {hint(name, known, close=0.5)}"
+    )
 
 
 def named_divisors(name: str, base: RopeBase) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ctxext.evals.record import EvalRecord
 from ctxext.evals.wrong_answers import WrongAnswer
 from ctxext.experiment import Experiment
+from ctxext.nearest import hint
 from ctxext.parallel import distributed
 from ctxext.rundir import RunDir
 from ctxext.tracking.sink import Images, JsonlSink, Sink
@@ -61,7 +62,7 @@ def parse_names(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in TRACKERS:
-            raise ValueError(f"--track: there is no tracker {name!r}; known: {', '.join(TRACKERS)}")
+            raise ValueError(f"--track: there is no tracker {name!r}; {hint(name, TRACKERS)}")
         tracker = TRACKERS[name]
         if tracker.extra and importlib.util.find_spec(tracker.package) is None:
             raise ValueError(

@@ -1,7 +1,6 @@
 """The evaluations during training: which questions and texts they are, and what they measure."""
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from ctxext.evals import Eval, Perplexity, Retrieval
 from ctxext.evals.base import documents
 from ctxext.experiment import Experiment
 from ctxext.model.context import DeclaredContext
+from ctxext.nearest import nearest
 from ctxext.tasks.base import bos_prefix
 
 RETRIEVAL = "retrieval"
@@ -106,8 +106,8 @@ def check(experiment: Experiment, context: DeclaredContext) -> None:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1, 0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = nearest(name, known, close=0.4)
+    hint = f"did you mean {close!r}? " if close else ""
     return f"{name!r} is not measured during training; {hint}Known: {', '.join(known)}"
 
 

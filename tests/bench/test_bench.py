@@ -290,7 +290,7 @@ def test_each_result_is_printed_when_it_is_there(counted_backends, capsys):
     share = 7 * 2 * 16 * pairs / 2 / rate
     assert attention["backends"]["ctxext"]["product_share"] == pytest.approx(share)
     assert "measuring 3/3 loss, 2 x 96, vocabulary 1,024" in errors
-    assert "interrupted after 2 results" in errors
+    assert "interrupted: 2 results are printed" in errors
     text = tables.describe(attention)
     assert text.startswith("attention, 2 x 96, with instructions up to AVX2\n")
     assert f"{share:.0%} of the rate of products" in text

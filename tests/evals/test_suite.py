@@ -173,9 +173,9 @@ def test_power_statements():
     )
     assert shared.startswith("kv: 24 questions per depth, 120 per length about 24 texts, can tell ")
     with pytest.raises(
-        ValueError, match="there is no evaluation 'rule'; known: association, cwe, facts"
+        ValueError, match="there is no evaluation 'zzz'; known: association, cwe, facts"
     ):
-        evaluations(["rule"], SMALL)
+        evaluations(["zzz"], SMALL)
 
 
 def test_the_wording_is_prose_unless_another_one_is_asked_for():

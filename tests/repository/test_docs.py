@@ -40,7 +40,7 @@ def test_the_commands_page_lists_every_command(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["--help"])
     help_text = capsys.readouterr().out
-    assert documented == set(re.findall(r"^ {4}([a-z]+)\b", help_text, re.MULTILINE))
+    assert documented == set(re.findall(r"^ {2}([a-z]+)\b", help_text, re.MULTILINE))
 
 
 @pytest.mark.check

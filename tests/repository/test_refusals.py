@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None] | None, tuple[str, ...]]] =
     "an unknown dtype": (
         "export DIR --out OUT --dtype float8",
         None,
-        ("--dtype: invalid choice: 'float8'", "float16"),
+        ("--dtype: 'float8' is unknown; did you mean float", "float16, bfloat16"),
     ),
     "an unknown dtype of a tensor": (IMPORT, unknown_dtype, ("model.safetensors", "copy it again")),
     "two sets of weights": (IMPORT, second_weights, ("two sets of weights that are", "keep one")),

@@ -385,7 +385,7 @@ def test_the_commands_of_trials_and_bad_sweeps(
     assert main(["run", str(file), "--trial", "yarn", "--print-config"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "yarn"
     assert main(["run", str(file), "--trial", "none"]) == 2
-    assert "has no trial 'none'; it has pi, yarn, lost" in capsys.readouterr().err
+    assert "has no trial 'none'; known: pi, yarn, lost" in capsys.readouterr().err
     (tmp_path / "twins.py").write_text(FILE.replace('name="yarn"', 'name="pi"'))
     with pytest.raises(ValueError, match="each with its own name"):
         load_sweep(tmp_path / "twins.py")

@@ -1,9 +1,9 @@
 """The commands, one module each.
 
 A module named after its command holds everything about it: its docstring is the help, `add_options`
-declares its options and `run` does it. Its `KEPT`, if it has one, says what an interrupted command
-keeps, so that the same command goes on. What it needs beyond argparse is imported in `run`, so that
-`--help` is fast.
+declares its options and `run` does it. `GROUP` is where `ctxext --help` lists it. Its `KEPT`, if it
+has one, says what an interrupted command keeps, so that the same command goes on. What it needs
+beyond argparse is imported in `run`, so that `--help` is fast.
 """
 
 import argparse
@@ -11,11 +11,15 @@ import importlib
 import pkgutil
 from typing import Protocol, cast
 
+GROUPS = ("Train", "Measure", "Checkpoints and texts", "Methods", "Shell")
+"""The groups of commands, in their order."""
+
 
 class Command(Protocol):
     """The interface of a module in this package."""
 
     __doc__: str | None
+    GROUP: str
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Declare the options of the command."""

@@ -19,16 +19,19 @@ from ctxext.cli import base_options, numbers, options
 if TYPE_CHECKING:
     from ctxext.audit import Subject
 
+GROUP = "Methods"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names",
-        metavar="METHOD|EXPERIMENT.py",
+        metavar="METHOD|EXPERIMENT",
         nargs="*",
         help="A method by its name or as FILE.py:Class, as with --method; or an experiment.",
     )
     options.add_method(parser)
     base_options.add_base(parser, layers=True)
+    options.add_trust(parser)
     parser.add_argument(
         "--seq-len",
         type=numbers.count,
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     if args.plot:
         check_drawing(args.plot)
-    experiments = [name for name in args.names if name.endswith(".py")]
+    experiments = [name for name in args.names if Path(name).suffix in (".py", ".json", ".toml")]
     if experiments:
         subject, positions = _of_experiment(args, rest)
     else:
@@ -106,7 +109,7 @@ def _of_methods(args: argparse.Namespace, rest: list[str]) -> "tuple[Subject, st
     names = [*args.names, *args.method]
     if not names:
         raise ValueError("name a method or an experiment, as in: ctxext audit yarn --factor 4")
-    attention, scaling = _by_seam(make_methods(names, rest))
+    attention, scaling = _by_seam(make_methods(names, rest, known=options.option_names(args)))
     config = base_options.read_base(args)
     if args.init is not None:
         config.check_scaling(scaling)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from ctxext.cli import numbers, options
 
+GROUP = "Measure"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -59,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    options.refuse_rest(rest)
+    options.refuse_rest(args, rest)
     from ctxext import bench
     from ctxext.bench import tables
 
@@ -77,7 +79,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                 print(json.dumps(result) if args.json else tables.describe(result), flush=True)
                 results.append(result)
     except KeyboardInterrupt:
-        print(f"ctxext: interrupted after {len(results)} results", file=sys.stderr)
+        kept = f"{len(results)} results are printed, and kept nowhere else"
+        print(f"ctxext: interrupted: {kept}; the same command begins again", file=sys.stderr)
         return 130
     if args.plot:
         for page in tables.plot(results, args.plot):

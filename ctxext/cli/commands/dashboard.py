@@ -10,6 +10,8 @@ import os
 
 from ctxext.cli import options
 
+GROUP = "Measure"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -28,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
-    options.refuse_rest(rest)
+    options.refuse_rest(args, rest)
     from ctxext.tracking import dashboard
 
     if args.json:

@@ -10,6 +10,7 @@ import argparse
 from ctxext.cli import options
 from ctxext.cli.commands import run as run_command
 
+GROUP = "Train"
 KEPT = "every finished record and checkpoint is kept"
 
 
@@ -17,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_method(parser)
     options.add_budget(parser)
     options.add_run(parser)
-    parser.set_defaults(init=None, trial=None)
+    parser.set_defaults(init=None, trial=None, trust_run=False)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:

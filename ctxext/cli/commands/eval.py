@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from ctxext.cli import numbers, options
 
+GROUP = "Measure"
 KEPT = "every finished record is kept"
 
 
@@ -70,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--haystack-field",
         metavar="NAME",
-        help='The key or column of the text in --haystack and --books, if it is not "text".',
+        help="The key or column of the text in --haystack and --books; default: text.",
     )
     parser.add_argument(
         "--held-out",
@@ -79,7 +80,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         const=0.01,
         metavar="SHARE",
         help="Of files of text in --haystack and --books, only the documents that training did not "
-        "see: the share of them that train.held_out holds out, 0.01 if none is given.",
+        "see: the share of them that train.held_out holds out, 0.01 for --held-out alone; default: "
+        "all documents.",
     )
     parser.add_argument(
         "--parse-special",
@@ -126,6 +128,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="The part of the work that this process does; all processes share --out.",
     )
+    options.add_resume(parser)
     options.add_json(parser)
 
 
@@ -182,9 +185,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import evaluate, report, requirements
     from ctxext.data import haystack
     from ctxext.evals.budget import Budget, read_budget
-    from ctxext.evals.suite import STANDARD, SuiteConfig
+    from ctxext.evals.suite import STANDARD, SuiteConfig, check_names
     from ctxext.files import check_parent
 
+    if args.evals:
+        check_names(args.evals)
     methods = options.read_methods(args, rest)
     names = args.evals or STANDARD
     check_used(args, names)
@@ -259,4 +264,5 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     if args.json:
         print(json.dumps(report.summary(records)))
     else:
-        print(f"{report.tables(records)}\n\nrecords: {questions.sink}")
+        lines = [*report.verdict(records), "", report.tables(records), ""]
+        print("\n".join([*lines, f"records: {questions.sink}"]))

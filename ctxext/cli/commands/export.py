@@ -11,6 +11,8 @@ import sys
 
 from ctxext.cli import numbers, options
 
+GROUP = "Checkpoints and texts"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)

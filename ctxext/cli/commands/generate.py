@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ctxext.cli import numbers, options
 
+GROUP = "Checkpoints and texts"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
@@ -60,7 +62,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat-template",
         metavar="FILE|llama2",
-        help="Another template, in Jinja; llama2: the [INST] markers of Llama 2's own code.",
+        help="A template in Jinja; llama2: the [INST] markers of Llama 2's own code; default: the "
+        "checkpoint's.",
     )
     parser.add_argument("--system", metavar="TEXT", help="The system message of the chat.")
     options.add_json(parser)
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext.model.generation import Sampling
     from ctxext.tokenization.chat import TEMPLATES
 
+    methods = options.read_methods(args, rest)  # refuses an unknown option
     if not args.chat and (args.chat_template or args.system):
         raise ValueError("--chat-template and --system belong to --chat")
     if args.chat_template is not None and args.chat_template not in TEMPLATES:
@@ -85,7 +89,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         prompts = text_generation.typed_lines()
     else:
         prompts = iter([text_generation.read_prompt(args.prompt, args.prompt_file)])
-    lm = options.open_model(args, rest)
+    lm = options.open_model(args, methods)
     stops = text_generation.stop_note(lm)
     if stops:
         print(stops, file=sys.stderr)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ctxext.cli import numbers, options
 
+GROUP = "Measure"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)

@@ -8,6 +8,8 @@ import argparse
 
 from ctxext.cli import numbers, options
 
+GROUP = "Checkpoints and texts"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -34,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
-    options.refuse_rest(rest)
+    options.refuse_rest(args, rest)
     from ctxext import export
     from ctxext.rundir import command_line
 

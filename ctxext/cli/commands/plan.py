@@ -8,6 +8,8 @@ import argparse
 
 from ctxext.cli import options
 
+GROUP = "Train"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_experiment(parser)

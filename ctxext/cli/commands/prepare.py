@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ctxext.cli import numbers, options
 
+GROUP = "Checkpoints and texts"
 KEPT = "every finished chunk is kept"
 
 
@@ -91,11 +92,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="Print files, sizes, and tokens estimated from a sample; write nothing.",
     )
     options.add_links(parser)
+    options.add_resume(parser)
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
-    options.refuse_rest(rest)
+    options.refuse_rest(args, rest)
     from ctxext import prepare
     from ctxext.interop import hub
     from ctxext.loading import open_tokenizer

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from ctxext.cli import numbers, options
 
+GROUP = "Checkpoints and texts"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -15,6 +15,7 @@ from typing import Any
 
 from ctxext.cli import options
 
+GROUP = "Checkpoints and texts"
 KEPT = "the export is as it was, and weights that have arrived are not sent again"
 
 
@@ -49,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
-    options.refuse_rest(rest)
+    options.refuse_rest(args, rest)
     from ctxext.publish import Publication, upload
     from ctxext.publish.upload import chosen_endpoint
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from ctxext.cli import options
 
+GROUP = "Measure"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -45,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
-    options.refuse_rest(rest)
+    options.refuse_rest(args, rest)
     if args.plot and not args.seeds:
         raise ValueError(
             "--plot draws the variants of --seeds; the page of a run has its own charts"

@@ -17,6 +17,8 @@ from ctxext.cli import base_options, numbers, options
 if TYPE_CHECKING:
     from ctxext.model.config import LlamaConfig
 
+GROUP = "Methods"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     names = [*args.names, *args.method]
     if not names:
         raise ValueError("name a method, as in: ctxext rope yarn --factor 4")
-    methods = make_methods(names, rest)
+    methods = make_methods(names, rest, known=options.option_names(args))
     config = base_options.read_base(args)
     context = None
     if args.init is not None:

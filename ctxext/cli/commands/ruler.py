@@ -14,6 +14,8 @@ from pathlib import Path
 
 from ctxext.cli import numbers, options
 
+GROUP = "Measure"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -45,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
-    options.refuse_rest(rest)
+    options.refuse_rest(args, rest)
     from ctxext import loading
     from ctxext.evals.ruler import RULER_TASKS
     from ctxext.evals.ruler_generators import prepare

@@ -3,6 +3,7 @@
 ctxext run experiments/demo.py
 ctxext run experiments/demo.py --init DIR --method yarn --factor 8 --train.steps 400
 ctxext run experiments/demo.py --dry-run
+ctxext run runs/mine/config.json --train.steps 200
 
 It exits with 1 if the export is not equal to the model, which the proof then says.
 """
@@ -13,13 +14,14 @@ import sys
 
 from ctxext.cli import options
 
+GROUP = "Train"
 KEPT = "every finished record and checkpoint is kept"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_experiment(parser)
     options.add_budget(parser)
-    parser.add_argument("--trial", metavar="NAME", help="One experiment of the file's sweep().")
+    options.add_trial(parser)
     options.add_run(parser)
 
 

@@ -1,6 +1,7 @@
 """Run every experiment that sweep() of a file yields, here, on Ray or on Slurm; one report.
 
 ctxext sweep experiments/tiny_sweep.py --out runs/sweep --jobs 2
+ctxext sweep overrides.toml --out runs/sweep
 ctxext sweep experiments/tiny_sweep.py --out runs/sweep --launcher slurm --gpus 8 --partition a100
 ctxext sweep experiments/tiny_sweep.py --out runs/sweep --trials 'yarn-*'
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from ctxext.cli import numbers, options
 
+GROUP = "Train"
 KEPT = "every finished trial is kept, and what the others had kept themselves"
 
 
@@ -91,14 +93,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Print the configuration for `wandb sweep` and run nothing.",
     )
+    options.add_resume(parser)
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ctxext import loading, requirements, sweep
-    from ctxext.experiment import load_sweep
 
-    by_name = load_sweep(args.experiment, options.base_config(args))
+    by_name = options.read_trials(args, in_file=True)
     if args.trials is not None:
         by_name = sweep.choose(by_name, args.trials)
     experiments = {
@@ -113,6 +115,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         *(word for name in args.method for word in ("--method", name)),
         *(["--budget", args.budget] if args.budget else []),
         *(["--follow-links"] if args.follow_links else []),
+        *(["--trust-run"] if args.trust_run else []),
         "--track",
         args.track,
         *rest,

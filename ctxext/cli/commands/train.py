@@ -8,12 +8,13 @@ import json
 
 from ctxext.cli import options
 
+GROUP = "Train"
 KEPT = "every checkpoint is kept"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_experiment(parser)
-    parser.add_argument("--trial", metavar="NAME", help="One experiment of the file's sweep().")
+    options.add_trial(parser)
     options.add_run(parser)
 
 
