@@ -171,7 +171,8 @@ def loss_between(first: float, last: float) -> Callable[[Sequence[EvalRecord]], 
             window = record.model.window
             within = [first * window <= edge < last * window for edge in bins.edges[:-1]]
             nll = sum(itertools.compress(bins.nll, within))
-            found[record.item] = (nll / sum(itertools.compress(bins.count, within)), 1)
+            if count := sum(itertools.compress(bins.count, within)):
+                found[record.item] = (nll / count, 1)
         return found
 
     return texts
