@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ctxext.interop import gguf, peft_base, peft_reader
 from ctxext.interop.model_card import HUB_NAMES
-from ctxext.prove.file_digests import PROOF, changed_files, file_digests, in_words
+from ctxext.loading import is_run
+from ctxext.prove.file_digests import changed_files, file_digests, in_words
 from ctxext.prove.recorded import RecordedProof, proof_file, read_recorded
 from ctxext.publish.card import Card, names_home, read_card, refuse_tokens
 from ctxext.publish.contents import CARD, TERMS, files_of, plain_file
@@ -79,8 +80,8 @@ def _read_proof(path: Path) -> RecordedProof:
         raise ValueError(f"{path} does not exist; give an export, a directory or a GGUF file")
     if path.is_file() and not gguf.is_gguf(path):
         raise ValueError(f"{path} is a file; give the directory of the export, or a GGUF file")
-    if (path / "export" / PROOF).is_file():
-        raise ValueError(f"{path} is a run; publish what it exported: {path / 'export'}")
+    if is_run(path):
+        raise ValueError(f"{path} is a run; publish what it exported to {path / 'export'}")
     plain = proof_file(path)
     if plain.is_symlink():
         plain_file(plain)

@@ -259,7 +259,9 @@ def test_a_repository_has_an_owner_and_a_name(proven: Path, repo: str) -> None:
 
 def test_a_run_is_not_its_export(proven: Path, tmp_path: Path) -> None:
     shutil.copytree(proven, tmp_path / "run" / "export")
-    with pytest.raises(ValueError, match="is a run; publish what it exported: .*run/export"):
+    (tmp_path / "run" / "base").mkdir()
+    (tmp_path / "run" / "base" / "model.json").touch()
+    with pytest.raises(ValueError, match="is a run; publish what it exported to .*run/export"):
         Publication.of(tmp_path / "run", REPO)
 
 
