@@ -357,3 +357,23 @@ def test_every_format_writes_only_what_may_be_published(proven: Path, tmp_path: 
         "model.gguf": out,
         "model.proof.json": tmp_path / "model.proof.json",
     }
+
+
+def test_an_adapter_is_published_for_a_base_that_others_find(tmp_path: Path) -> None:
+    """Its proof names the files of the base too, which stay where they are."""
+    out = tmp_path / "adapter"
+    out.mkdir()
+    (out / "adapter_model.safetensors").write_bytes(b"weights")
+    (out / "README.md").write_text("---\nlicense: mit\nbase_model: owner/base\n---\n")
+    config = out / "adapter_config.json"
+
+    def publication(base: str) -> Publication:
+        config.write_text(json.dumps({"base_model_name_or_path": base}))
+        record(out / "proof.json", "peft", [config, out / "adapter_model.safetensors"])
+        proven = json.loads((out / "proof.json").read_text())["files"]
+        edit(out / "proof.json", files=proven | {"base/config.json": "0" * 64})
+        return Publication.of(out, REPO)
+
+    with pytest.raises(ValueError, match="names the base '/home/me/base', which nobody else can"):
+        publication("/home/me/base")
+    assert publication("owner/base").files.keys() == files(out).keys()
