@@ -69,15 +69,20 @@ class StageClock:
         return total
 
     def summary(self) -> list[str]:
-        """The estimate against what every stage took, and against the whole."""
+        """What every stage took, and the whole, against the estimate if there was one."""
         stages = [
             (stage, self.took[number])
             for number, stage in enumerate(self.estimate.stages)
             if number in self.took and not stage.is_done
         ]
-        if not stages or all(stage.seconds is None for stage, _ in stages):
+        if not stages:
             return []
         width = max(len(stage.name) for stage, _ in stages)
+        if all(stage.seconds is None for stage, _ in stages):
+            rows = [("stage", "took")]
+            rows += [(stage.name, duration(took)) for stage, took in stages]
+            rows.append(("in all", duration(sum(took for _, took in stages))))
+            return [printable_line(f"{name:<{width}}  {took:>7}") for name, took in rows]
         lines = [f"{'stage':<{width}}  {'estimated':>9}  {'took':>7}"]
         for stage, took in stages:
             estimated = "" if stage.seconds is None else duration(stage.seconds)

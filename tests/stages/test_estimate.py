@@ -203,6 +203,16 @@ def test_the_clock_says_what_is_left_and_what_was_right(tmp_path, monkeypatch, c
         "evaluate b 10 s 20 s",
         "in all 1 min 1 min, 0.88 times the estimate",
     ]
+    not_timed = tuple(dataclasses.replace(stage, seconds=None) for stage in stages)
+    clock.estimate = Estimate(not_timed, "too little work")
+    assert [" ".join(line.split()) for line in clock.summary()] == [
+        "stage took",
+        "prepare 2 s",
+        "evaluate a 20 s",
+        "train 30 s",
+        "evaluate b 20 s",
+        "in all 1 min",
+    ]
     written = json.loads((tmp_path / "stages.json").read_text())
     assert [stage["took"] for stage in written["stages"]] == [2, 20, 30, 20, None]
     assert written["speeds"]["training"]["matrices"] == 2e9
