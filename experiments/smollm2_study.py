@@ -1,12 +1,12 @@
 """Every method on a real pretrained model, SmolLM2-135M-Instruct, at two and four windows.
 
-    ctxext sweep experiments/smollm2_study.py --out runs/study --trials 'zero-shot-*'
+    ctxext sweep experiments/smollm2_study.py --init smollm2 --out runs/study --trials 'zero-shot-*'
         a stage; it resumes by itself, and --dry-run says how long it takes
-    ctxext run experiments/smollm2_study.py --trial zero-shot-pi --run-dir runs/study/zero-shot-pi
+    ctxext run experiments/smollm2_study.py --init smollm2 --trial far-pi --run-dir runs/far-pi
         one trial of it
     python experiments/tables/smollm2_study.py runs/study
         the tables of the finished trials
-    ctxext sweep experiments/smollm2_study.py --init tiny-llama --out runs/smoke
+    ctxext sweep experiments/smollm2_study.py --out runs/smoke
         the same trials at a scale of seconds, on the bundled model
 
 The protocol, the texts and how to get them, n, tests and results: docs/study.md.
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from ctxext.attention import Attention
 from ctxext.data import Files, Mix, Short, Source, Stdlib
 from ctxext.evals import Eval, GrowingWindow, Perplexity, Retrieval
-from ctxext.experiment import Experiment, Train
+from ctxext.experiment import BUNDLED, Experiment, Train
 from ctxext.losses import CrossEntropy, LongCE, Loss
 from ctxext.methods import (
     DCA,
@@ -181,7 +181,7 @@ def base(config: LlamaConfig) -> Experiment:
     data: Source = Mix(((0.75, novels), (0.25, Short(novels, window))))
     return Experiment(
         name="zero-shot-none",
-        init="smollm2",
+        init=BUNDLED,
         rope=Unscaled(),
         data=data,
         optim=Optim(learning_rate=2e-4, warmup_steps=2, schedule="linear"),

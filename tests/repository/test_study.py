@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import itertools
+import re
 import struct
 import tarfile
 import zlib
@@ -173,7 +174,10 @@ def test_every_method_of_the_protocol_is_there_and_asked_as_much():
     assert len(same) == 1
     factors = {getattr(x.rope, "factor", 2.0) for x in stages["zero-shot-"].values()}
     assert factors == {2.0, 1.0}, "1 is that of dynamic frequencies"
-    assert "docs/study.md" in (FOLDER / "smollm2_study.py").read_text()
+    assert {x.init for x in by_name.values()} == {BUNDLED}, "whose window all lengths follow"
+    page = (FOLDER.parent / "docs" / "study.md").read_text()
+    commands = re.findall(r"^ctxext .*smollm2_study\.py.*runs/study.*", page, re.MULTILINE)
+    assert len(commands) > 3 and all("--init smollm2" in command for command in commands)
 
 
 def test_every_cell_has_its_questions_and_its_controls():
@@ -340,7 +344,7 @@ def small_trials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Exp
             text = "\n".join(chapters(f"{name} {i}", 1 + (name == "heldout-long")))
             (folder / "runs" / "austen" / name / f"{i}.txt").write_text(text)
     monkeypatch.chdir(folder)
-    return {name: dataclasses.replace(x, init=BUNDLED) for name, x in trials(TINY).items()}
+    return trials(TINY)
 
 
 @pytest.mark.check
