@@ -146,7 +146,8 @@ def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], No
     found = find_files(root)
     if found.note:
         print(found.note, file=sys.stderr)
-    read(found, Field(text.field, option))
+    chat_option = "--data.chat-template" if option == "--data.field" else ""
+    read(found, Field(text.field, option, chat_option, text.is_chat))
 
 
 def check_context(experiment: Experiment, *, training_only: bool = False) -> None:

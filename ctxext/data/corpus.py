@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctxext.data.held_out import HeldOut
+from ctxext.data.packing import Packing
 from ctxext.tokenization.protocol import TokenizerLike
 
 
@@ -68,16 +69,26 @@ class Rows(abc.ABC):
     def provenance(self) -> dict[str, Any]:
         """A description of this data as plain JSON: equal only if every row is equal."""
 
+    def made_of(self) -> Iterator["Rows"]:
+        """The rows that these are made from."""
+        for value in vars(self).values():
+            for part in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(part, Rows):
+                    yield part
+
+    def notes(self, seq_len: int) -> Iterator[str]:
+        """Sentences about what rows of `seq_len` tokens leave out or cut off."""
+        for part in self.made_of():
+            yield from part.notes(seq_len)
+
 
 def corpora(rows: Rows) -> Iterator["Corpus"]:
     """Every corpus that rows are made from."""
     if isinstance(rows, Corpus):
         yield rows
         return
-    for value in vars(rows).values():
-        for part in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(part, Rows):
-                yield from corpora(part)
+    for part in rows.made_of():
+        yield from corpora(part)
 
 
 class Corpus(Rows):
@@ -87,7 +98,8 @@ class Corpus(Rows):
     and last id of each document, None for neither. domains: how many documents come from each
     source, in order; empty: one source. num_ids: the ids are below it, which is checked where they
     are read; None: they are known to be. facts: the provenance. held_out: the documents of the same
-    text that training does not see, where it is a part of one.
+    text that training does not see, where it is a part of one. is_answer: bool[tokens], the tokens
+    that are trained, where not all are; rows then have whole documents (`packing`).
     """
 
     def __init__(
@@ -101,6 +113,7 @@ class Corpus(Rows):
         domains: Sequence[int] = (),
         num_ids: int | None = None,
         held_out: HeldOut | None = None,
+        is_answer: np.ndarray | None = None,
     ) -> None:
         self.ids = ids
         self.offsets = offsets
@@ -109,7 +122,48 @@ class Corpus(Rows):
         self.domains = tuple(domains) or (len(offsets) - 1,)
         self.facts = facts
         self.held_out = held_out
+        self.is_answer = is_answer
         self._num_ids = num_ids
+        self._packings: dict[int, Packing] = {}
+
+    @classmethod
+    def from_answers(
+        cls,
+        answered: Iterable[tuple[Sequence[int], np.ndarray]],
+        tokenizer: TokenizerLike,
+        *,
+        facts: dict[str, Any],
+    ) -> "Corpus":
+        """Conversations as (ids, which of them are of answers), of which only answers are trained.
+
+        facts: what else decides about them, for the provenance.
+        """
+        dtype = id_dtype(tokenizer.num_ids)
+        documents: list[np.ndarray] = []
+        masks: list[np.ndarray] = []
+        for ids, is_answer in answered:
+            documents.append(np.array(ids, dtype))
+            masks.append(is_answer)
+        ids = np.concatenate([np.zeros(0, dtype), *documents])
+        is_answer = np.concatenate([np.zeros(0, bool), *masks])
+        offsets = np.cumsum([0, *map(len, documents)])
+        content = ids.tobytes() + offsets.astype("<i8").tobytes() + is_answer.tobytes()
+        facts = {
+            "kind": "answers",
+            "documents": len(documents),
+            "tokens": len(ids),
+            "answer_tokens": int(is_answer.sum()),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            **facts,
+        }
+        return cls(
+            ids,
+            offsets,
+            bos_id=tokenizer.bos_id if tokenizer.adds_bos else None,
+            eos_id=None,  # a template ends an answer as it likes
+            facts=facts,
+            is_answer=is_answer,
+        )
 
     @classmethod
     def from_texts(
@@ -171,8 +225,11 @@ class Corpus(Rows):
 
         So every token is seen equally often. A window that starts inside a document has BOS in
         place of its first token, as every prompt has. Raises ValueError if there are fewer than
-        `seq_len` + 1 tokens.
+        `seq_len` + 1 tokens. Where only answers are trained, it is a row of whole documents, see
+        `packing`.
         """
+        if self.is_answer is not None:
+            return self._packed_row(rng, seq_len, self.is_answer)
         if len(self.ids) < seq_len + 1:
             raise TooLittleText(len(self.ids), seq_len + 1)
         indices = (rng.integers(len(self.ids)) + np.arange(seq_len + 1)) % len(self.ids)
@@ -185,6 +242,46 @@ class Corpus(Rows):
         segments = 1 + np.cumsum(np.diff(document, prepend=document[0]) != 0)
         weights = (segments[1:] == segments[:-1]).astype(np.float32)
         return Row(ids[:-1], ids[1:], weights, segments[:-1].astype(np.int32))
+
+    def packing(self, seq_len: int) -> Packing:
+        """The rows of `seq_len` tokens that are drawn where only answers are trained.
+
+        Raises ValueError if no answer is within a row.
+        """
+        assert self.is_answer is not None
+        if seq_len not in self._packings:
+            packing = Packing.of(self.offsets, self.is_answer, seq_len)
+            if not packing.rows:
+                raise ValueError(
+                    f"none of the {packing.num_without:,} chat or instruction records has an "
+                    f"answer in its first {seq_len:,} tokens: give a larger train.seq_len"
+                )
+            self._packings[seq_len] = packing
+        return self._packings[seq_len]
+
+    def _packed_row(self, rng: np.random.Generator, seq_len: int, is_answer: np.ndarray) -> Row:
+        rows = self.packing(seq_len).rows
+        row = Row(
+            *(np.zeros(seq_len, np.int32) for _ in range(2)),
+            weights=np.zeros(seq_len, np.float32),
+            segment_ids=np.zeros(seq_len, np.int32),
+        )
+        place = 0
+        for segment, document in enumerate(rows[rng.integers(len(rows))], 1):
+            start, stop = self.offsets[document : document + 2]
+            stop = min(stop, start + seq_len + 1)
+            ids = self.checked(self.ids[start:stop]).astype(np.int32)
+            own = slice(place, place + len(ids) - 1)
+            row.tokens[own] = ids[:-1]
+            row.targets[own] = ids[1:]
+            row.weights[own] = is_answer[start + 1 : stop]
+            row.segment_ids[own] = segment
+            place = own.stop
+        return row
+
+    def notes(self, seq_len: int) -> Iterator[str]:
+        if self.is_answer is not None:
+            yield self.packing(seq_len).note
 
     def provenance(self) -> dict[str, Any]:
         return self.facts

@@ -207,6 +207,7 @@ def fingerprint(*parts: Any) -> str:
     # Item names seed their questions, so a field that was renamed keeps its first name here, and
     # the wording that was the only one before there was another has none.
     settings = repr(parts).replace("max_new_tokens=", "room=").replace(", wording='code'", "")
+    settings = settings.replace(", chat_template=None", "")  # as before it was a field
     for text in text_on_disk(parts):
         content = content_sha256(text.path, text.split)
         settings = settings.replace(repr(text.path), repr(content))

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ctxext.tokenization.chat_sandbox import render
 from ctxext.tokenization.tokenizer import Tokenizer
@@ -24,8 +25,50 @@ LLAMA2 = """
 {%- endfor -%}
 """
 """The format of Llama 2's own code: each question with its answer is a separate sequence."""
-TEMPLATES = {"llama2": LLAMA2}
+ALPACA = """
+{%- for message in messages -%}
+    {%- if message.role == 'user' -%}
+        {%- if loop.first -%}
+            {{- 'Below is an instruction that describes a task' -}}
+            {{- ', paired with an input that provides further context' if message.input -}}
+            {{- '. Write a response that appropriately completes the request.' -}}
+        {%- endif -%}
+        {{- '\n\n### Instruction:\n' + (message.instruction or message.content) -}}
+        {{- '\n\n### Input:\n' + message.input if message.input -}}
+        {{- '\n\n### Response:' -}}
+    {%- elif message.role == 'assistant' -%}
+        {{- message.content + eos_token -}}
+    {%- else -%}
+        {{- raise_exception('the alpaca prompt has no place for a system message') -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+"""The prompt of Alpaca, which LongAlpaca has too; a further question follows in the same form."""
+VICUNA = """
+{%- set ns = namespace(messages=messages) -%}
+{%- if messages[0].role == 'system' -%}
+    {{- messages[0].content -}}
+    {%- set ns.messages = messages[1:] -%}
+{%- else -%}
+    {{- 'A chat between a curious user and an artificial intelligence assistant. ' -}}
+    {{- "The assistant gives helpful, detailed, and polite answers to the user's questions." -}}
+{%- endif -%}
+{%- for message in ns.messages -%}
+    {%- if message.role == 'user' -%}
+        {{- ' ' if loop.first else '' -}}
+        {{- 'USER: ' + message.content + ' ASSISTANT:' -}}
+    {%- elif message.role == 'assistant' and not loop.first -%}
+        {{- ' ' + message.content + eos_token -}}
+    {%- else -%}
+        {{- raise_exception('the vicuna prompt begins with a question of the user') -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+"""The prompt of Vicuna 1.1 and 1.5."""
+TEMPLATES = {"alpaca": ALPACA, "llama2": LLAMA2, "vicuna": VICUNA}
 """Templates by the names that --chat-template knows."""
+OWN = "own"
+"""The name of the checkpoint's own template, where training data is read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +83,20 @@ class Chat:
 
         Raises ValueError for a template that cannot be rendered.
         """
-        variables = {"messages": list(messages), "add_generation_prompt": True}
-        return render(self.template, variables | self.tokenizer.special_tokens)
+        return render(self.template, self.variables(messages, is_asked=True))
+
+    def variables(self, messages: Messages, *, is_asked: bool) -> dict[str, Any]:
+        """What the template is given, as transformers gives it.
+
+        is_asked: the text goes on to where the assistant's turn begins.
+        """
+        variables = {
+            "messages": list(messages),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": is_asked,
+        }
+        return variables | self.tokenizer.special_tokens
 
     def encode(self, messages: Messages) -> list[int]:
         """Token ids of `text`, after one beginning-of-sequence id if the tokenizer adds one.
@@ -50,10 +105,14 @@ class Chat:
         are written out, in messages too. Raises ValueError as `text` does.
         """
         ids = self.tokenizer.encode(self.text(messages), special=True)
+        return [*self.missing_bos(ids), *ids]
+
+    def missing_bos(self, ids: list[int]) -> list[int]:
+        """The beginning-of-sequence id, if a text of these ids should have it and does not."""
         bos_id = self.tokenizer.bos_id
         if bos_id is None or ids[:1] == [bos_id] or not self.tokenizer.adds_bos:
-            return ids
-        return [bos_id, *ids]
+            return []
+        return [bos_id]
 
 
 def chat_of(tokenizer: Tokenizer, template: str | Path | None = None) -> Chat:
@@ -69,5 +128,6 @@ def chat_of(tokenizer: Tokenizer, template: str | Path | None = None) -> Chat:
         return Chat(tokenizer, tokenizer.chat_template)
     raise ValueError(
         "the checkpoint has no chat template; give one with --chat-template FILE, in Jinja, or "
-        "--chat-template llama2 for a model that was trained with Llama 2's [INST] markers"
+        "the one that the model was trained with by its name: --chat-template llama2 ([INST] "
+        "markers), --chat-template vicuna or --chat-template alpaca"
     )

@@ -13,13 +13,17 @@ import resource
 import signal
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 CPU_SECONDS = 5
 """A template takes milliseconds."""
 MAX_CHARACTERS = 1_000_000
 MAX_MEMORY = 1 << 30
 """Bytes. Both limits exceed what templates need; what their variables need is added."""
+CHARACTERS_PER_SECOND = 100_000
+"""Of variables: a second more for so many of them."""
+ADVICE = "give another one with --chat-template FILE"
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
@@ -28,15 +32,38 @@ def render(template: str, variables: dict[str, Any]) -> str:
     Raises ValueError, in one line, for a template that is wrong, raises an error, reaches for
     Python's internals, runs for longer than 5 s, or needs more than 1 GiB or a million characters.
     """
+    (outcome,) = render_each(template, [variables])
+    if outcome.reason:
+        raise ValueError(outcome.reason)
+    return outcome.text
+
+
+class Rendered(NamedTuple):
+    """A text, or the reason why there is none."""
+
+    text: str
+    reason: str
+
+
+def render_each(
+    template: str, each: Sequence[dict[str, Any]], *, with_date: bool = True
+) -> list[Rendered]:
+    """Render a chat template once for each set of variables, all of them in one process.
+
+    with_date: whether a template may ask for the date (`strftime_now`). Raises ValueError for a
+    template that takes too long or needs too much memory; every other mistake is the reason of its
+    own text.
+    """
     from ctxext.child_python import python_command
 
-    size = len(json.dumps(variables))
+    sizes = [len(json.dumps(variables)) for variables in each]
     request = {
         "template": template,
-        "variables": variables,
-        "cpu_seconds": CPU_SECONDS,
-        "max_characters": MAX_CHARACTERS + 4 * size,
-        "max_memory": MAX_MEMORY + 64 * size,
+        "each": list(each),
+        "with_date": with_date,
+        "cpu_seconds": CPU_SECONDS + sum(sizes) // CHARACTERS_PER_SECOND,
+        "max_characters": [MAX_CHARACTERS + 4 * size for size in sizes],
+        "max_memory": MAX_MEMORY + 64 * sum(sizes),
     }
     # This file is run on its own, without the rest of the package: it starts in a tenth of a
     # second.
@@ -46,34 +73,34 @@ def render(template: str, variables: dict[str, Any]) -> str:
             command,
             input=json.dumps(request).encode(),
             capture_output=True,
-            timeout=20 * CPU_SECONDS,
+            timeout=20 * request["cpu_seconds"],
         )
     except subprocess.TimeoutExpired:
         process = subprocess.CompletedProcess(command, -signal.SIGKILL, b"", b"")
     if process.returncode < 0:
         raise ValueError(
-            f"the chat template was stopped: it ran longer than {CPU_SECONDS} s, or needed too "
-            "much memory; give another one with --chat-template FILE"
+            f"the chat template was stopped: it ran longer than {request['cpu_seconds']} s, or "
+            f"needed too much memory; {ADVICE}"
         )
     if process.returncode > 0:
         lines = process.stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else "no reason given"
-        raise ValueError(
-            f"the chat template cannot be rendered: {reason}; give another one with "
-            "--chat-template FILE"
-        )
-    return process.stdout.decode()
+        raise ValueError(_cannot_be_rendered(lines[-1] if lines else "no reason given"))
+    return [
+        Rendered(text, _cannot_be_rendered(reason) if reason else "")
+        for text, reason in json.loads(process.stdout)
+    ]
+
+
+def _cannot_be_rendered(reason: str) -> str:
+    return f"the chat template cannot be rendered: {reason}; {ADVICE}"
 
 
 def _main() -> None:
     """Render the request on stdin to stdout; the exit message is the reason of a failure."""
     try:
-        sys.stdout.buffer.write(_render(**json.load(sys.stdin)).encode())
+        print(json.dumps(_render_each(**json.load(sys.stdin))))
     except MemoryError:
         sys.exit("it needs too much memory")
-    except Exception as error:  # a template may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        sys.exit(reason[:300])
 
 
 def _limit_resources(cpu_seconds: int, max_memory: int) -> None:
@@ -82,26 +109,45 @@ def _limit_resources(cpu_seconds: int, max_memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))
 
 
-def _render(
+def _render_each(
     template: str,
-    variables: dict[str, Any],
+    each: list[dict[str, Any]],
+    with_date: bool,
     cpu_seconds: int,
-    max_characters: int,
+    max_characters: list[int],
     max_memory: int,
-) -> str:
-    environment = _sandboxed_environment()
+) -> list[tuple[str, str]]:
+    """(text, reason why there is none) for each set of variables."""
+    environment = _sandboxed_environment(with_date=with_date)
     _limit_resources(cpu_seconds, max_memory)
+    compiled = None
+    outcomes = []
+    for variables, most in zip(each, max_characters, strict=True):
+        try:
+            compiled = compiled or environment.from_string(template)
+            outcomes.append((_render(compiled, variables, most), ""))
+        except MemoryError:
+            outcomes.append(("", "it needs too much memory"))
+        except Exception as error:  # a template may raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            outcomes.append(("", reason[:300]))
+    return outcomes
+
+
+def _render(template: Any, variables: dict[str, Any], max_characters: int) -> str:
     parts = []
     length = 0
-    for part in environment.from_string(template).generate(variables):
+    for part in template.generate(variables):
         parts.append(part)
         length += len(part)
         if length > max_characters:
             raise ValueError(f"it writes more than {max_characters:,} characters")
-    return "".join(parts)
+    text = "".join(parts)
+    text.encode()  # half a surrogate pair is no text
+    return text
 
 
-def _sandboxed_environment() -> Any:
+def _sandboxed_environment(*, with_date: bool) -> Any:
     """Jinja as transformers sets it up for chat templates, with the strictest of its sandboxes."""
     import jinja2
     from jinja2 import ext, nodes, sandbox
@@ -144,10 +190,11 @@ def _sandboxed_environment() -> Any:
     environment.filters["tojson"] = to_json
     environment.globals |= {
         "raise_exception": raise_exception,
-        "strftime_now": lambda form: datetime.datetime.now().strftime(form),
         # The class itself would be a way out of the sandbox.
         "dict": lambda *pairs, **items: dict(*pairs, **items),
     }
+    if with_date:
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
 
 

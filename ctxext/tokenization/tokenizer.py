@@ -252,6 +252,11 @@ class Tokenizer:
             )
         return encoded.ids, encoded.offsets
 
+    def rendered_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `encode(text, special=True)` and the characters [start, end) of each."""
+        encoded = self._library.encode(text)
+        return encoded.ids, encoded.offsets
+
     @functools.cached_property
     def json_data(self) -> dict[str, Any]:
         """tokenizer.json with all added tokens, converted from SentencePiece if need be."""

@@ -54,7 +54,7 @@ def train(
     _check_dropout(base.config)
     rows = experiment.training_data.open(base.tokenizer)
     if progress:
-        _say_what_is_held_out(rows)
+        _say_what_is_read(experiment, rows)
     evaluator = Evaluator.of(experiment, base)
     batches = Batches(experiment, base, rows)
     if progress and (warning := experiment.mesh.idle()):
@@ -142,7 +142,9 @@ def _check_dropout(config: LlamaConfig) -> None:
         )
 
 
-def _say_what_is_held_out(rows: Rows) -> None:
+def _say_what_is_read(experiment: Experiment, rows: Rows) -> None:
+    for note in rows.notes(experiment.positions.text_tokens(experiment.train.seq_len)):
+        print(f"data: {note}", file=sys.stderr)
     for corpus in corpora(rows):
         if corpus.held_out is not None:
             print(f"data: {corpus.held_out.note}", file=sys.stderr)

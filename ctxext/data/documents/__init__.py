@@ -5,6 +5,7 @@
 and with its line, row or entry.
 """
 
+from ctxext.data.documents.conversations import messages_of as messages_of
 from ctxext.data.documents.field import Field as Field
 from ctxext.data.documents.files import Found as Found
 from ctxext.data.documents.files import find_files as find_files
@@ -16,6 +17,8 @@ from ctxext.data.documents.read import check_beginnings as check_beginnings
 from ctxext.data.documents.read import check_texts as check_texts
 from ctxext.data.documents.read import cite as cite
 from ctxext.data.documents.read import location as location
+from ctxext.data.documents.read import place_of as place_of
 from ctxext.data.documents.read import plain_text as plain_text
+from ctxext.data.documents.read import read_documents as read_documents
 from ctxext.data.documents.read import read_file as read_file
 from ctxext.data.documents.read import read_texts as read_texts

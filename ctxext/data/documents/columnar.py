@@ -1,12 +1,13 @@
-"""A column of text in Parquet and Arrow files, as in Hugging Face datasets (extra `data`)."""
+"""A column of text, or of records, in Parquet and Arrow files (extra `data`)."""
 
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ctxext.data.documents.conversations import record_columns
 from ctxext.data.documents.field import Field
 
 BATCH_ROWS = 256
@@ -34,6 +35,19 @@ def read_values(
         for column in table.batches(first, stop):
             for row in _as_bytes(column):
                 yield row.as_py()
+
+
+def read_records(
+    path: Path, field: Field, first: int = 0, stop: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The chat or instruction records of groups [first, stop), row by row.
+
+    Raises ValueError like `group_sizes`.
+    """
+    with _open_column(path, field) as table:
+        for batch in table.record_batches(first, stop):
+            batch.validate(full=True)  # a wrong offset makes the library read other memory
+            yield from batch.to_pylist()
 
 
 def _as_bytes(column: Any) -> Any:
@@ -72,7 +86,8 @@ def _open_column(path: Path, field: Field) -> Iterator["_Parquet | _Arrow"]:
     try:
         with path.open("rb") as file:
             is_parquet = path.suffix.lower() == ".parquet"
-            table = (_Parquet if is_parquet else _Arrow)(file, field.name)
+            columns = record_columns(field.name) if field.is_chat else (field.name,)
+            table = (_Parquet if is_parquet else _Arrow)(file, columns)
             _check_column(path, field, table.schema)
             yield table
     # The bytes of a broken file decide which of these is raised.
@@ -82,12 +97,24 @@ def _open_column(path: Path, field: Field) -> Iterator["_Parquet | _Arrow"]:
 
 
 def _check_column(path: Path, field: Field, schema: Any) -> None:
+    if field.is_chat:
+        return _check_records(path, field, schema)
     with_text = [column.name for column in schema if _is_text(column.type)]
     if schema.names.count(field.name) != 1:
         raise ValueError(f"{path}: {field.missing('column', schema.names, with_text)}")
     if field.name not in with_text:
         kind = str(schema.field(field.name).type)
         raise ValueError(f"{path}: {field.not_text('column', kind, with_text)}")
+
+
+def _check_records(path: Path, field: Field, schema: Any) -> None:
+    columns = record_columns(field.name)
+    known = [name for name in columns if name in schema.names]
+    if not known or len(set(known)) < sum(schema.names.count(name) for name in columns):
+        raise ValueError(
+            f"{path}: no single column {', '.join(columns)} of chat or instruction records, but "
+            f"{', '.join(schema.names[:12])}"
+        )
 
 
 def _is_text(kind: Any) -> bool:
@@ -103,13 +130,13 @@ def _is_text(kind: Any) -> bool:
 class _Parquet:
     """A column of a Parquet file."""
 
-    def __init__(self, file: BinaryIO, field: str) -> None:
+    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
         import pyarrow.parquet
 
         # Read through a small buffer: a row group may be large.
         self._file = pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-        self._field = field
         self.schema = self._file.schema_arrow
+        self._columns = [name for name in columns if name in self.schema.names]
 
     def group_sizes(self) -> list[tuple[int, int]]:
         metadata = self._file.metadata
@@ -117,19 +144,30 @@ class _Parquet:
         if not groups:
             return []
         names = [groups[0].column(i).path_in_schema for i in range(groups[0].num_columns)]
-        index = names.index(self._field)
-        return [(group.num_rows, group.column(index).total_uncompressed_size) for group in groups]
+        # A column of lists or structs has its name before the first dot.
+        own = [i for i, name in enumerate(names) if _root(name, self._columns)]
+        return [
+            (group.num_rows, sum(group.column(i).total_uncompressed_size for i in own))
+            for group in groups
+        ]
 
     def batches(self, first: int, stop: int | None) -> Iterator[Any]:
+        return (batch.column(0) for batch in self.record_batches(first, stop))
+
+    def record_batches(self, first: int, stop: int | None) -> Iterator[Any]:
         groups = list(range(self._file.metadata.num_row_groups))[first:stop]
-        read = self._file.iter_batches(BATCH_ROWS, row_groups=groups, columns=[self._field])
-        return (batch.column(0) for batch in read)
+        return self._file.iter_batches(BATCH_ROWS, row_groups=groups, columns=self._columns)
+
+
+def _root(name: str, columns: Sequence[str]) -> bool:
+    """Whether a path of Parquet's schema is of one of the columns."""
+    return any(name == column or name.startswith(f"{column}.") for column in columns)
 
 
 class _Arrow:
     """A column of a memory-mapped Arrow file, in the file or the stream format."""
 
-    def __init__(self, file: BinaryIO, field: str) -> None:
+    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
         import pyarrow
 
         self._is_file_format = file.read(6) == b"ARROW1"
@@ -137,8 +175,8 @@ class _Arrow:
         mapped = file if is_empty else pyarrow.memory_map(file.name)
         open_reader = pyarrow.ipc.open_file if self._is_file_format else pyarrow.ipc.open_stream
         self._reader = open_reader(mapped)
-        self._field = field
         self.schema = self._reader.schema
+        self._columns = [name for name in columns if name in self.schema.names]
 
     def _batches(self) -> Iterator[Any]:
         if not self._is_file_format:
@@ -149,8 +187,13 @@ class _Arrow:
         sizes = []
         for batch in self._batches():
             batch.validate()  # the size is read from the offsets
-            sizes.append((batch.num_rows, max(0, batch[self._field].nbytes)))
+            nbytes = sum(max(0, batch[name].nbytes) for name in self._columns)
+            sizes.append((batch.num_rows, nbytes))
         return sizes
 
     def batches(self, first: int, stop: int | None) -> Iterator[Any]:
-        return (batch[self._field] for batch in itertools.islice(self._batches(), first, stop))
+        return (batch.column(0) for batch in self.record_batches(first, stop))
+
+    def record_batches(self, first: int, stop: int | None) -> Iterator[Any]:
+        batches = itertools.islice(self._batches(), first, stop)
+        return (batch.select(self._columns) for batch in batches)

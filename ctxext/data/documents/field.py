@@ -8,10 +8,16 @@ MAX_NAMES = 12
 
 
 class Field(NamedTuple):
-    """The key or column of the text, and the option by which a user chooses another one."""
+    """The key or column of the text, and the option by which a user chooses another one.
+
+    is_chat: documents are chat and instruction records, see `conversations`. chat_option: the
+    option that has them read; empty if there is none.
+    """
 
     name: str = "text"
     option: str = "field"
+    chat_option: str = ""
+    is_chat: bool = False
 
     def missing(self, what: str, names: Sequence[str], with_text: Sequence[str]) -> str:
         """The sentence for a key or column that is not there exactly once, among `names`.
@@ -25,6 +31,13 @@ class Field(NamedTuple):
             return f"{no_such}, but {_listed(with_text)}; choose one with {self.option}"
         there = f", and no text in {_listed(names)}" if names else ""
         return f'{no_such}{there}; write the text of each document to a {what} "{self.name}"'
+
+    def no_text_but_a_chat(self) -> str:
+        """The sentence for a chat or instruction record, where texts are read."""
+        no_such = f'no key "{self.name}": this is a chat or instruction record'
+        if self.chat_option:
+            return f"{no_such}; to train on its answers, give {self.chat_option} own"
+        return f"{no_such}, and only text is read here"
 
     def not_text(self, what: str, held: str, with_text: Sequence[str]) -> str:
         """The sentence for a column that holds something else."""

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ctxext.data.documents.columnar import read_values
+from ctxext.data.documents.columnar import read_records, read_values
 from ctxext.data.documents.compression import Stream, open_bytes
+from ctxext.data.documents.conversations import Unusable, conversation_text, is_record
 from ctxext.data.documents.field import Field
 from ctxext.data.documents.files import Found
 from ctxext.data.documents.kinds import Kind, kind_of, unknown_kind
@@ -48,6 +49,15 @@ def read_file(
     kind = kind_of(path)
     if kind is None:
         raise ValueError(unknown_kind(path))
+    if field.is_chat and kind.form == "plain":
+        raise ValueError(
+            f"{path} is a plain text, and chat or instruction records are asked for: name the "
+            "files that hold them"
+        )
+    if kind.form == "table" and field.is_chat:
+        for number, record in enumerate(read_records(path, field, first, stop)):
+            yield Document(number, *_conversation(record, field), 0)
+        return
     if kind.form == "table":
         for number, value in enumerate(read_values(path, field, first, stop)):
             if value is None:
@@ -84,7 +94,12 @@ def read_file(
 
 
 def read_texts(found: Found, field: Field) -> Iterator[str]:
-    """The texts of all documents; empty ones are left out.
+    """The texts of `read_documents`."""
+    return (document.text for _, document in read_documents(found, field))
+
+
+def read_documents(found: Found, field: Field) -> Iterator[tuple[Path, Document]]:
+    """All documents, each with its file; empty ones are left out.
 
     Raises ValueError with the file and the line, row or entry of the first that is broken, and if
     there is no text at all.
@@ -96,7 +111,7 @@ def read_texts(found: Found, field: Field) -> Iterator[str]:
                 raise _broken(path, document)
             if document.text:
                 is_empty = False
-                yield document.text
+                yield path, document
     if is_empty:
         raise _empty(found)
 
@@ -139,9 +154,13 @@ def _empty(found: Found) -> ValueError:
 
 
 def _broken(path: Path, document: Document) -> ValueError:
+    return ValueError(f"{place_of(path, document)}: {document.reason}")
+
+
+def place_of(path: Path, document: Document) -> str:
+    """A file and the line, row or entry in it, in words."""
     place = location(path, document.number)
-    cited = f", {cite(place)}" if place else ""
-    return ValueError(f"{path}{cited}: {document.reason}")
+    return f"{path}, {cite(place)}" if place else str(path)
 
 
 def location(path: Path, number: int) -> dict[str, int]:
@@ -288,9 +307,13 @@ def _entries(data: bytes | None, field: Field) -> list[tuple[str, str]]:
 
 def _text_of(entry: Any, field: Field) -> tuple[str, str]:
     """(text, reason) of a value of JSON: a text, or an object with one."""
+    if field.is_chat:
+        return _conversation(entry, field)
     name = "the text"
     value = entry
     if isinstance(entry, dict):
+        if field.name not in entry and is_record(entry):
+            return "", field.no_text_but_a_chat()
         if field.name not in entry:
             with_text = [key for key, value in entry.items() if isinstance(value, str)]
             return "", field.missing("key", list(entry), with_text)
@@ -303,6 +326,14 @@ def _text_of(entry: Any, field: Field) -> tuple[str, str]:
     if not _is_unicode(value):
         return "", f"{name} holds half a surrogate pair, which is not a character"
     return _checked(value, "")
+
+
+def _conversation(entry: Any, field: Field) -> tuple[str, str]:
+    """(text, reason) of a chat or instruction record."""
+    try:
+        return conversation_text(entry, field.name), ""
+    except Unusable as reason:
+        return "", str(reason)
 
 
 def _type_name(value: object) -> str:
@@ -351,16 +382,19 @@ def _rows(path: Path, stream: Stream, field: Field, delimiter: str) -> Iterator[
         header = next(reader, None)
         if header is None:
             return
-        if header.count(field.name) != 1:
+        if not field.is_chat and header.count(field.name) != 1:
             raise ValueError(f"{path}: {field.missing('column', header, header)}")
-        column = header.index(field.name)
         for number, row in enumerate(reader):
             if not row:
                 yield Document(number, "", "", consumed)
             elif len(row) != len(header):
                 reason = f"{len(row)} values, but {len(header)} columns"
                 yield Document(number, "", reason, consumed)
+            elif field.is_chat:
+                record = dict(zip(header, row, strict=True))
+                yield Document(number, *_conversation(record, field), consumed)
             else:
+                column = header.index(field.name)
                 yield Document(number, *_checked(row[column], ""), consumed)
             consumed = 0
     except csv.Error as error:

@@ -20,12 +20,14 @@ from ctxext.tokenization.protocol import TokenizerLike
 class TextOnDisk(NamedTuple):
     """A file or directory that a source reads, and its split where it is a prepared directory.
 
-    field: the key or column of the text; None: only a prepared directory will do.
+    field: the key or column of the text; None: only a prepared directory will do. is_chat: it holds
+    chat or instruction records.
     """
 
     path: str
     split: str = "train"
     field: str | None = "text"
+    is_chat: bool = False
 
 
 @dataclass(frozen=True)

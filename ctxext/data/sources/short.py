@@ -1,5 +1,6 @@
 """Short rows packed into long ones."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,9 @@ class PackedRows(Rows):
             num_segments += int(row.segment_ids.max())
             packed.append(row._replace(segment_ids=ids.astype(np.int32)))
         return Row(*(np.concatenate(values)[:seq_len] for values in zip(*packed, strict=True)))
+
+    def notes(self, seq_len: int) -> Iterator[str]:
+        yield from self.rows.notes(self.short)
 
     def provenance(self) -> dict[str, Any]:
         return {"kind": "packed", "seq_len": self.short, "rows": self.rows.provenance()}

@@ -1,9 +1,12 @@
 """Text on disk, in files of every kind that `ctxext.data.documents` reads."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
+
+import numpy as np
 
 from ctxext.data import documents
 from ctxext.data.corpus import Corpus
@@ -11,6 +14,8 @@ from ctxext.data.held_out import HELD_OUT, HeldOut, advice, hash_fraction
 from ctxext.data.sources.base import Source, TextOnDisk, TextSource
 from ctxext.data.sources.prepared import prepared_held_out
 from ctxext.data.token_files import file_hash, is_prepared, open_prepared
+from ctxext.tokenization.answers import encode_answers, training_chat
+from ctxext.tokenization.chat import OWN, TEMPLATES, Messages
 from ctxext.tokenization.protocol import TokenizerLike
 
 
@@ -31,10 +36,18 @@ class Files(TextSource):
     """The key or column of the text."""
     parse_special: bool = False
     """Whether special tokens that are written out in the text, such as "</s>", are those tokens."""
+    chat_template: str | None = None
+    """Read chat records (`messages`, or `conversations` of ShareGPT) and instruction records
+    (`instruction`, `input`, `output`) and train their answers only: by the checkpoint's "own" chat
+    template, by "alpaca", "vicuna" or "llama2", or by a file in Jinja; None reads text."""
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("the path of the text is empty: name a file or directory")
+        if self.chat_template == "":
+            raise ValueError(
+                f"chat_template is empty: name {', '.join([OWN, *TEMPLATES])} or a file"
+            )
 
     @classmethod
     def recognizes(cls, root: Path) -> bool:
@@ -50,7 +63,7 @@ class Files(TextSource):
         return cls(name)
 
     def text_on_disk(self) -> Iterator[TextOnDisk]:
-        yield TextOnDisk(self.path, field=self.field)
+        yield TextOnDisk(self.path, field=self.field, is_chat=self.chat_template is not None)
 
     def training_part(self, share: float) -> Source:
         if not share or is_prepared(Path(self.path).expanduser()):
@@ -70,16 +83,55 @@ class Files(TextSource):
         return self.open_documents(tokenizer, lambda text: True)
 
     def texts(self) -> Iterator[str]:
-        """The text of every document, in order. Raises ValueError for one that is broken."""
-        found = documents.find_files(Path(self.path).expanduser())
-        return documents.read_texts(found, documents.Field(self.field))
+        """The text of every document, in order; of a record, its messages as JSON.
+
+        Raises ValueError for one that is broken.
+        """
+        return documents.read_texts(self._found(), self._field)
+
+    def _found(self) -> documents.Found:
+        return documents.find_files(Path(self.path).expanduser())
+
+    @property
+    def _field(self) -> documents.Field:
+        is_chat = self.chat_template is not None
+        return documents.Field(self.field, chat_option="chat_template", is_chat=is_chat)
 
     def open_documents(self, tokenizer: TokenizerLike, keep: Callable[[str], bool]) -> Corpus:
         """The documents for whose text `keep` is true, which is asked about each in order."""
-        found = documents.find_files(Path(self.path).expanduser())
+        found = self._found()
         hashes = {name: file_hash(path) for name, path in found.files.items()}
+        if self.chat_template is not None:
+            return self._open_answers(found, hashes, tokenizer, self.chat_template, keep)
         kept = filter(keep, self.texts())
         return Corpus.from_texts(kept, tokenizer, files=hashes, parse_special=self.parse_special)
+
+    def _open_answers(
+        self,
+        found: documents.Found,
+        hashes: dict[str, str],
+        tokenizer: TokenizerLike,
+        template: str,
+        keep: Callable[[str], bool],
+    ) -> Corpus:
+        chat = training_chat(tokenizer, template, "--data.chat-template")
+        places: list[str] = []
+
+        def conversations() -> Iterator[Messages]:
+            for path, document in documents.read_documents(found, self._field):
+                if keep(document.text):
+                    places.append(documents.place_of(path, document))
+                    yield documents.messages_of(document.text)
+
+        def usable() -> Iterator[tuple[list[int], np.ndarray]]:
+            for number, answered in enumerate(encode_answers(chat, conversations())):
+                if answered.reason:
+                    raise ValueError(f"{places[number]}: {answered.reason}")
+                yield answered.ids, answered.is_answer
+
+        digest = hashlib.sha256(chat.template.encode()).hexdigest()
+        facts = {"files": hashes, "chat_template_sha256": digest}
+        return Corpus.from_answers(usable(), tokenizer, facts=facts)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ class UpsampledRows(Rows):
     """Windows of an endless stream of documents drawn with the weights of `document_weights`."""
 
     def __init__(self, corpus: Corpus, min_tokens: int, factor: float) -> None:
+        if corpus.is_answer is not None:
+            raise ValueError(
+                "chat and instruction records are packed whole and cannot be upsampled by length: "
+                "mix directories of them by weight (Mix)"
+            )
         self.corpus = corpus
         self.min_tokens = min_tokens
         self.factor = factor
