@@ -35,6 +35,7 @@ from ctxext.stages.budget import Scaled
 from ctxext.stages.clock import StageClock
 from ctxext.stages.costs import Costs
 from ctxext.stages.estimate import Plan
+from ctxext.stages.own_text import with_own_text
 from ctxext.tracking import DEFAULT_TRACKERS, Sink, kept_offline, start_sinks
 from ctxext.training.evaluation_set import EvaluationSet
 from ctxext.training.loop import train
@@ -147,9 +148,12 @@ def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run
     started = time.monotonic()
     base = loading.load_base(experiment)
     _describe_base(experiment, base)
-    for evaluation in experiment.evals:
+    asked, notes = with_own_text(experiment, base.tokenizer)
+    for note in notes:
+        print(f"evaluations: {note}", file=sys.stderr)
+    for evaluation in asked.evals:
         evaluation.check(base.tokenizer)
-    scaled = _scaled(experiment, base, directory)
+    scaled = _scaled(asked, base, directory)
     plan = Plan.of(experiment, base, scaled.evals, directory)
     clock = _start_clock(plan, directory, started)
     proof = None

@@ -9,9 +9,10 @@ four held-out documents, at one and two windows, show whether the reach still gr
 about 1 % of the operations. A model that was extended before, such as Llama 3.1, gets twice what it
 declares; the factor counts from its window of pre-training and is larger. The text is yours (files
 of text, or what `ctxext prepare` wrote), and one document in a hundred is held out of training;
-the questions and the perplexity of the result use other text that it is not trained on, the Python
-standard library's. Other lengths are options: --rope.factor 4 --train.seq-len 16384 (the
-evaluations stay at one and two windows); adapters instead of all parameters: --method lora.
+"ppl:own" is the perplexity of these, where some are long enough. The questions and "ppl" use other
+text that it is not trained on, the Python standard library's. Other lengths are options:
+--rope.factor 4 --train.seq-len 16384 (the evaluations stay at one and two windows); adapters
+instead of all parameters: --method lora.
 
 For Llama 2 7B (L = 4,096): 100 x 16 x 8,192 tokens are 13 M; with Adam in float32 it wants eight
 devices of 80 GB (--mesh.fsdp 8 --train.batch-size 8 --train.accumulate 2), as adapters one (`ctxext
@@ -22,7 +23,7 @@ evaluations.
 Nothing is expected: no paper has this number for your text.
 """
 
-from ctxext.data import Files
+from ctxext.data import Files, OwnHeldOut
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import BUNDLED, Experiment, Train
 from ctxext.methods import Yarn
@@ -59,6 +60,12 @@ def experiment(config: LlamaConfig, declared: int) -> Experiment:
             Retrieval(seq_lens=lengths, n=12),
             Retrieval(seq_lens=(window,), n=4, condition="needle-only"),
             Perplexity(seq_lens=lengths, target_tokens=min(128, window // 2)),
+            Perplexity(
+                seq_lens=lengths,
+                target_tokens=min(128, window // 2),
+                source=OwnHeldOut(),
+                label="own",
+            ),
         ),
         zero_shot=(Unscaled(), yarn),
     )

@@ -9,6 +9,7 @@ from ctxext.data.corpus import Rows as Rows
 from ctxext.data.corpus import corpora as corpora
 from ctxext.data.sources import Files as Files
 from ctxext.data.sources import Mix as Mix
+from ctxext.data.sources import OwnHeldOut as OwnHeldOut
 from ctxext.data.sources import Prepared as Prepared
 from ctxext.data.sources import Short as Short
 from ctxext.data.sources import Source as Source

@@ -274,7 +274,7 @@ class Corpus(Rows):
             own = slice(place, place + len(ids) - 1)
             row.tokens[own] = ids[:-1]
             row.targets[own] = ids[1:]
-            row.weights[own] = is_answer[start + 1 : stop]
+            row.weights[own] = is_answer[start + 1 : stop] != 0
             row.segment_ids[own] = segment
             place = own.stop
         return row

@@ -1,10 +1,13 @@
 """The format that `ctxext prepare` writes: token files, document offsets and an index.
 
+Of chat and instruction records there are also files that mark the tokens of answers.
+
 A directory may come from a stranger: what its index says is compared with its files before one is
 mapped into memory.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ from ctxext.tokenization.protocol import TokenizerLike
 
 FORMAT = "ctxext tokens"
 VERSION = 1
+"""Of texts, all of whose tokens are trained."""
+ANSWERS_VERSION = 2
+"""Of chat and instruction records, with files of answers."""
 INDEX = "index.json"
 WORK = "work"
 """In a directory that is not finished: what has been done so far."""
@@ -36,6 +42,11 @@ def token_file(root: Path, split: str) -> Path:
 def offset_file(root: Path, split: str) -> Path:
     """int64[documents + 1]: where each document begins in the token file, and the last one ends."""
     return root / f"{split}.offsets"
+
+
+def answer_file(root: Path, split: str) -> Path:
+    """A byte for each token of the token file: 1 for a token of an answer, which is trained."""
+    return root / f"{split}.answers"
 
 
 def is_prepared(root: Path) -> bool:
@@ -58,10 +69,10 @@ def read_index(root: Path) -> dict[str, Any]:
         raise ValueError(
             f"{root / INDEX} is not an index of tokens: prepare the data with ctxext prepare"
         )
-    if index.get("version") != VERSION:
+    if index.get("version") not in (VERSION, ANSWERS_VERSION):
         raise ValueError(
             f"{root} is of version {index.get('version')!s:.20} of the format, and this ctxext "
-            f"reads version {VERSION}: prepare it again"
+            f"reads versions {VERSION} and {ANSWERS_VERSION}: prepare it again"
         )
     if index.get("complete") is not True:
         raise ValueError(f"{root} is not complete: prepare it again")
@@ -108,7 +119,7 @@ def _check_index(index: dict[str, Any]) -> None:
         facts = index["splits"][split]
         for name in ("documents", "tokens"):
             _check_count(facts, name)
-        for name in ("tokens_sha256", "offsets_sha256"):
+        for name in _hashes(index):
             _check_type(facts, name, str)
         if (facts["documents"] == 0) != (facts["tokens"] == 0):
             raise _Corrupt(f"{split} has {facts['documents']} documents, {facts['tokens']} tokens")
@@ -123,6 +134,14 @@ def _check_index(index: dict[str, Any]) -> None:
         _check_type(source, "files", dict)
 
 
+def _hashes(index: dict[str, Any]) -> dict[str, Callable[[Path, str], Path]]:
+    """The hashes that the index has of the files of a split, and where these are."""
+    hashes = {"tokens_sha256": token_file, "offsets_sha256": offset_file}
+    if index["version"] == ANSWERS_VERSION:
+        hashes["answers_sha256"] = answer_file
+    return hashes
+
+
 def _check_type(facts: dict[str, Any], name: str, kind: type) -> None:
     if type(facts[name]) is not kind:
         raise _Corrupt(f"{name} is {facts[name]!r:.40}")
@@ -135,13 +154,15 @@ def _check_count(facts: dict[str, Any], name: str) -> None:
 
 
 def _file_sizes(root: Path, index: dict[str, Any]) -> dict[Path, int]:
-    """Bytes of the token and offset files, by the index."""
+    """Bytes of the files of both splits, by the index."""
     itemsize = DTYPES[index["dtype"]].itemsize
     sizes = {}
     for split in SPLITS:
         counts = index["splits"][split]
         sizes[token_file(root, split)] = counts["tokens"] * itemsize
         sizes[offset_file(root, split)] = (counts["documents"] + 1) * OFFSETS.itemsize
+        if index["version"] == ANSWERS_VERSION:
+            sizes[answer_file(root, split)] = counts["tokens"]
     return sizes
 
 
@@ -149,11 +170,9 @@ def check_hashes(root: Path, index: dict[str, Any]) -> None:
     """Read every file. Raises ValueError that names the first whose sha256 is not the index's."""
     for split in SPLITS:
         facts = index["splits"][split]
-        for path, sha256 in (
-            (token_file(root, split), facts["tokens_sha256"]),
-            (offset_file(root, split), facts["offsets_sha256"]),
-        ):
-            if file_hash(path) != sha256:
+        for name, file_of in _hashes(index).items():
+            path = file_of(root, split)
+            if file_hash(path) != facts[name]:
                 raise ValueError(
                     f"{path} is corrupt: its sha256 is not the index's; "
                     f"remove {root} and prepare again"
@@ -197,6 +216,10 @@ def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:
         raise ValueError(f"{root} holds no {split} documents; prepare with another --held-out")
     provenance = {"kind": "prepared", "split": split, **facts, "bos_id": bos_id, "eos_id": eos_id}
     check_offsets(offset_file(root, split), facts["documents"], facts["tokens"])
+    is_answer = None
+    if index["version"] == ANSWERS_VERSION:
+        is_answer = np.memmap(answer_file(root, split), np.uint8, "r")
+        provenance["kind"] = "prepared answers"
     num_held_out = index["splits"]["heldout"]["documents"]
     total = sum(index["splits"][name]["documents"] for name in SPLITS)
     return Corpus(
@@ -210,6 +233,7 @@ def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:
         held_out=HeldOut(
             str(root), num_held_out, total, "`ctxext prepare --held-out SHARE` holds a share out"
         ),
+        is_answer=is_answer,
     )
 
 

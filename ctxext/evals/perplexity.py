@@ -38,6 +38,12 @@ class Perplexity(DocumentEval):
     num_windows: int = 1
     """Windows per document."""
     batch_tokens: int = 16_384
+    label: str = ""
+    """Tells it apart from another one with other text: "ppl:own" for "own"."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}:{self.label}" if self.label else self.name
 
     def __post_init__(self) -> None:
         if not self.seq_lens or not 1 <= self.target_tokens < min(self.seq_lens):

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctxext.data.documents import Document, kind_of, read_file
+from ctxext.data.documents import Document, Field, kind_of, read_file
 from ctxext.data.documents.columnar import group_sizes
-from ctxext.prepare.sources import option
 
 CHUNK_BYTES = 8 << 20
 MAX_CHUNKS = 4096
@@ -27,9 +26,9 @@ class FileRange:
     stop: int
     size: int
 
-    def documents(self, field: str) -> Iterator[Document]:
+    def documents(self, field: Field) -> Iterator[Document]:
         """Every document of the range, in order."""
-        return read_file(Path(self.path), option(field), first=self.first, stop=self.stop)
+        return read_file(Path(self.path), field, first=self.first, stop=self.stop)
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,9 @@ class Chunk:
         return sum(file_range.size for file_range in self.ranges)
 
 
-def cut(sources: list[dict[str, Path]], field: str, chunk_bytes: int | None = None) -> list[Chunk]:
+def cut(
+    sources: list[dict[str, Path]], field: Field, chunk_bytes: int | None = None
+) -> list[Chunk]:
     """Chunks of about `chunk_bytes` in the order of the documents.
 
     Default: 8 MiB, and more for what is very large. Raises ValueError for a table that cannot be
@@ -60,12 +61,12 @@ def cut(sources: list[dict[str, Path]], field: str, chunk_bytes: int | None = No
     ]
 
 
-def _file_ranges(files: dict[str, Path], field: str, chunk_bytes: int) -> Iterator[FileRange]:
+def _file_ranges(files: dict[str, Path], field: Field, chunk_bytes: int) -> Iterator[FileRange]:
     for name, path in files.items():
         kind = kind_of(path)
         assert kind is not None
         if kind.form == "table":
-            for i, (_, size) in enumerate(group_sizes(path, option(field))):
+            for i, (_, size) in enumerate(group_sizes(path, field)):
                 yield FileRange(str(path), name, i, i + 1, size)
             continue
         size = path.stat().st_size

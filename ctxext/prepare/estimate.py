@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.data.corpus import id_dtype
+from ctxext.data.documents import messages_of
 from ctxext.data.token_files import OFFSETS
 from ctxext.prepare.chunks import Chunk, cut
 from ctxext.prepare.encode import Recipe
@@ -25,8 +26,8 @@ def estimate(
     Length filters are not applied. Raises ValueError for sources that do not exist or cannot be
     read.
     """
-    files = find_sources(sources, recipe.field, max_rejects=max_rejects)
-    chunks = cut(files, recipe.field)
+    files = find_sources(sources, recipe.reader, max_rejects=max_rejects)
+    chunks = cut(files, recipe.reader)
     dtype = id_dtype(tokenizer.num_ids)
     described = []
     for number, (root, paths) in enumerate(zip(sources, files, strict=True)):
@@ -61,7 +62,10 @@ def _estimate_source(
     for index in sampled:
         stop = bytes_read + bytes_each
         for file_range in chunks[index].ranges:
-            for _, text, _, size in file_range.documents(recipe.field):
+            for _, text, _, size in file_range.documents(recipe.reader):
+                if text and recipe.chat_template is not None:
+                    # Without what the template writes around them.
+                    text = "\n".join(message["content"] for message in messages_of(text))
                 if text:
                     head = text[:bytes_each]
                     head_tokens = len(tokenizer.encode(head))

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from ctxext.data.documents import location
-from ctxext.data.token_files import OFFSETS, SPLITS, file_hash, offset_file, token_file
+from ctxext.data.token_files import (
+    OFFSETS,
+    SPLITS,
+    answer_file,
+    file_hash,
+    offset_file,
+    token_file,
+)
 from ctxext.files import atomic_file, write_text
 from ctxext.prepare.chunks import Chunk
 from ctxext.prepare.encode import LITERAL
@@ -74,8 +81,10 @@ def join(
     chunks: Sequence[Chunk],
     shards: Sequence[Path],
     num_sources: int,
+    *,
+    with_answers: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write the token and offset files of every split.
+    """Write the token and offset files of every split, and those of answers if there are any.
 
     Returns the index's entries for the splits, and the counts of each source.
     """
@@ -106,7 +115,30 @@ def join(
                 "tokens_sha256": file_hash(token_path),
                 "offsets_sha256": file_hash(offset_path),
             }
+        if with_answers:
+            splits[split] |= _join_answers(root, shards, split, num_tokens)
     return splits, counts
+
+
+def _join_answers(
+    root: Path, shards: Sequence[Path], split: str, num_tokens: int
+) -> dict[str, Any]:
+    """Write the file of answers of a split; returns what the index says about it."""
+    num_read = 0
+    num_answers = 0
+    with atomic_file(answer_file(root, split)) as path:
+        with path.open("wb") as file:
+            for shard_path in shards:
+                with open_shard(shard_path) as shard:
+                    is_answer = shard[f"{split}_answers"]
+                if is_answer.dtype != np.uint8 or is_answer.max(initial=0) > 1:
+                    raise _corrupt(shard_path, "other numbers than its index says")
+                file.write(is_answer.data)
+                num_read += len(is_answer)
+                num_answers += int(is_answer.sum())
+        if num_read != num_tokens:
+            raise _corrupt(root, "its shards do not mark every token")
+        return {"answer_tokens": num_answers, "answers_sha256": file_hash(path)}
 
 
 def _read(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.data.corpus import id_dtype
-from ctxext.data.token_files import FORMAT, VERSION, WORK, file_hash
+from ctxext.data.token_files import ANSWERS_VERSION, FORMAT, VERSION, WORK, file_hash
 from ctxext.files import (
     check_free,
     check_places,
@@ -37,7 +37,7 @@ def make_request(
     ]
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if recipe.chat_template is None else ANSWERS_VERSION,
         "complete": False,
         "dtype": id_dtype(tokenizer.num_ids).name,
         "tokenizer": {

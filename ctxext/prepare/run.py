@@ -48,9 +48,9 @@ def prepare(
     for root in sources:
         if out.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"{out} is inside {root}, which is read: choose another --out")
-    files = find_sources(sources, recipe.field, max_rejects=max_rejects, quiet=not progress)
+    files = find_sources(sources, recipe.reader, max_rejects=max_rejects, quiet=not progress)
     stamps = file_stamps(files)
-    chunks = cut(files, recipe.field, chunk_bytes)
+    chunks = cut(files, recipe.reader, chunk_bytes)
     request = make_request(sources, files, tokenizer, recipe)
     if (out / INDEX).is_file():
         index = read_index(out)
@@ -76,7 +76,14 @@ def prepare(
         tally.write(out)
         _check_rejects(tally, out, max_rejects)
         dtype = id_dtype(tokenizer.num_ids)
-        splits, counts = join(out, dtype, chunks, shards, len(files))
+        splits, counts = join(
+            out,
+            dtype,
+            chunks,
+            shards,
+            len(files),
+            with_answers=recipe.chat_template is not None,
+        )
         if not sum(split["documents"] for split in splits.values()):
             raise ValueError(
                 f"nothing is left of {names}: look at {out / REJECTS}, --min-tokens and "
@@ -152,7 +159,13 @@ def describe(index: dict[str, Any], out: Path) -> str:
                 f"{source['name']}: {source[LITERAL]:,} documents spell special tokens, which are "
                 "text there; --parse-special makes them tokens"
             )
-    num_documents = index["splits"]["train"]["documents"]
+    trained = index["splits"]["train"]
+    if "answer_tokens" in trained:
+        lines.append(
+            f"{trained['answer_tokens']:,} of the {trained['tokens']:,} tokens to train on are of "
+            "answers, whose loss alone counts"
+        )
+    num_documents = trained["documents"]
     if index["held_out"] and not index["splits"]["heldout"]["documents"]:
         lines.append(
             f"none of {num_documents:,} documents is held out: --held-out {index['held_out']:g} "

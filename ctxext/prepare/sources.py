@@ -4,16 +4,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctxext.data.documents import Field, check_beginnings, find_files
+from ctxext.data.documents import Field, Found, check_beginnings, find_files, patterns
 
 
-def option(field: str) -> Field:
-    """The key or column of the text, which `--field` chooses."""
-    return Field(field, "--field")
+def option(field: str, *, is_chat: bool = False) -> Field:
+    """The key or column of the text, which `--field` chooses; is_chat: of records of chats."""
+    return Field(field, "--field", "--chat-template", is_chat)
 
 
 def find_sources(
-    roots: Sequence[Path], field: str, *, max_rejects: float, quiet: bool = False
+    roots: Sequence[Path], field: Field, *, max_rejects: float, quiet: bool = False
 ) -> list[dict[str, Path]]:
     """The files of every source by the names they are cited by, in order.
 
@@ -28,8 +28,29 @@ def find_sources(
                 "(owner/name)"
             )
         found = find_files(root)
-        check_beginnings(found, option(field), strict=max_rejects == 0)
+        try:
+            check_beginnings(found, field, strict=max_rejects == 0)
+        except ValueError as error:
+            raise ValueError(f"{error}{_those_that_can_be_read(found, field)}") from None
         if found.note and not quiet:
             print(f"prepare: {found.note}", file=sys.stderr, flush=True)
         sources.append(found.files)
     return sources
+
+
+def _those_that_can_be_read(found: Found, field: Field) -> str:
+    """Advice on a directory of which only some files can be read; empty if it is not one."""
+    readable = []
+    for name, path in found.files.items():
+        try:
+            check_beginnings(Found(path, {name: path}), field)
+            readable.append(name)
+        except ValueError:
+            pass
+    others = [name for name in found.files if name not in readable]
+    if not readable:
+        return ""
+    return (
+        f"; {len(readable):,} of the {len(found.files):,} files of {found.root} can be read so: "
+        f"prepare {patterns(found.root, readable, others)}, and the others by themselves"
+    )

@@ -12,6 +12,7 @@ from ctxext.parallel.mesh import ONE_DEVICE
 from ctxext.rundir import RunDir, default_run_dir
 from ctxext.stages import budget
 from ctxext.stages.estimate import Estimate, Plan
+from ctxext.stages.own_text import for_estimate
 from ctxext.stages.speeds import Speeds
 
 
@@ -28,6 +29,7 @@ def estimate(
     device with the same base, if they were measured before. Raises ValueError for a budget in
     minutes whose texts cannot be counted, or that is too small.
     """
+    experiment = for_estimate(experiment)
     base = _base_without_weights(experiment)
     run = RunDir(run_dir or default_run_dir(experiment))
     run = run if run.config_file.is_file() else None

@@ -20,6 +20,7 @@ from ctxext.tokenization.tokenizer import Tokenizer
 BATCH_CHARACTERS = 2_000_000
 """Of variables that are rendered by one process, about."""
 ASSISTANT = "assistant"
+ADVICE = "give another template"
 
 
 class Answered(NamedTuple):
@@ -87,7 +88,8 @@ def _parts(chat: Chat, messages: Messages) -> list[dict]:
 
 
 def _encode_batch(chat: Chat, batch: list[list[dict]]) -> Iterator[Answered]:
-    texts = render_each(chat.template, [part for parts in batch for part in parts], with_date=False)
+    every_part = [part for parts in batch for part in parts]
+    texts = render_each(chat.template, every_part, with_date=False, advice=ADVICE)
     start = 0
     for parts in batch:
         yield _encode(chat, texts[start : start + len(parts)])
@@ -108,7 +110,7 @@ def _encode(chat: Chat, beginnings: Sequence[Rendered]) -> Answered:
             return _unusable(
                 f"the chat template writes the conversation up to answer {number // 2 + 1} "
                 "differently once it goes on, so that the tokens of the answer cannot be told "
-                "exactly; give another template"
+                f"exactly; {ADVICE}"
             )
     ids, spans = chat.tokenizer.rendered_spans(whole)
     is_answer = np.zeros(len(ids), bool)

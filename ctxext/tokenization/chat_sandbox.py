@@ -46,11 +46,16 @@ class Rendered(NamedTuple):
 
 
 def render_each(
-    template: str, each: Sequence[dict[str, Any]], *, with_date: bool = True
+    template: str,
+    each: Sequence[dict[str, Any]],
+    *,
+    with_date: bool = True,
+    advice: str = ADVICE,
 ) -> list[Rendered]:
     """Render a chat template once for each set of variables, all of them in one process.
 
-    with_date: whether a template may ask for the date (`strftime_now`). Raises ValueError for a
+    with_date: whether a template may ask for the date (`strftime_now`). advice: the end of every
+    reason. Raises ValueError for a
     template that takes too long or needs too much memory; every other mistake is the reason of its
     own text.
     """
@@ -80,19 +85,19 @@ def render_each(
     if process.returncode < 0:
         raise ValueError(
             f"the chat template was stopped: it ran longer than {request['cpu_seconds']} s, or "
-            f"needed too much memory; {ADVICE}"
+            f"needed too much memory; {advice}"
         )
     if process.returncode > 0:
         lines = process.stderr.decode(errors="replace").strip().splitlines()
-        raise ValueError(_cannot_be_rendered(lines[-1] if lines else "no reason given"))
+        outcomes = [("", lines[-1] if lines else "no reason given")] * len(each)
+    else:
+        outcomes = json.loads(process.stdout)
     return [
-        Rendered(text, _cannot_be_rendered(reason) if reason else "")
-        for text, reason in json.loads(process.stdout)
+        Rendered(
+            text, f"the chat template cannot be rendered: {reason}; {advice}" if reason else ""
+        )
+        for text, reason in outcomes
     ]
-
-
-def _cannot_be_rendered(reason: str) -> str:
-    return f"the chat template cannot be rendered: {reason}; {ADVICE}"
 
 
 def _main() -> None:

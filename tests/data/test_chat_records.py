@@ -98,7 +98,8 @@ def test_tables_of_records(name, tmp_path):
         ("a text", "neither a chat nor an instruction record, which are JSON objects"),
         (
             {"text": "a"},
-            'no messages or conversations, and no instruction with an output in a record with "text"',
+            "no messages or conversations, and no instruction with an output in a record with "
+            '"text"',
         ),
         ({"messages": "a"}, "its turns are no list"),
         ({"messages": ["a"]}, "turn 1 is no object"),
@@ -126,7 +127,7 @@ def test_a_record_that_the_template_refuses_is_named_with_its_line(tmp_path):
     path = write(tmp_path / "a.jsonl", ALPACA, {"messages": CHAT})
     with pytest.raises(
         ValueError,
-        match=r"a.jsonl, line 2: the chat template cannot be rendered: the alpaca prompt has no place",
+        match="a.jsonl, line 2: the chat template cannot be rendered: the alpaca prompt has no",
     ):
         Files(path, chat_template="alpaca").open(load_tokenizer(TINY_LLAMA))
     with pytest.raises(ValueError, match="--data.chat-template own|no chat template of its own"):
@@ -144,8 +145,8 @@ def test_records_that_are_read_as_text_name_the_option(tmp_path, capsys):
         argv = ["train", recipe, "--init", str(TINY_LLAMA), "--data.path", path]
         assert main(argv) == 2
         assert capsys.readouterr().err == (
-            f'ctxext: {path}, line 1: no key "text": this is a chat or instruction record; to train '
-            "on its answers, give --data.chat-template own\n"
+            f'ctxext: {path}, line 1: no key "text": this is a chat or instruction record; to '
+            "train on its answers, give --data.chat-template own\n"
         )
     assert main([*argv, "--dry-run", "--data.chat-template", "vicuna"]) == 0
     assert "unreadable" not in capsys.readouterr().out

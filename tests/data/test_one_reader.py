@@ -64,7 +64,8 @@ def everywhere(path: Path, field: str = "text") -> list[str] | str:
             outcomes.append(entry(path, field))
         except ValueError as error:
             assert "\n" not in str(error)
-            outcomes.append(re.sub(r"; choose (one|another) with .*", "", str(error)))
+            advice = r"; (choose (one|another) with|to train on its answers, give) .*"
+            outcomes.append(re.sub(advice, "", str(error)))
     assert outcomes[0] == outcomes[1] == outcomes[2]
     return outcomes[0]
 
@@ -178,9 +179,24 @@ BAD: dict[str, tuple[str, Content, str]] = {
     "UTF-16 without BOM": ("a.txt", "text".encode("utf-16-le"), r"not text: it holds a zero byte"),
     "no key with text": (
         "nested.json",
-        b'[{"messages": [{"content": "x"}], "id": 1}]',
-        'entry 1: no key "text", and no text in "messages", "id"; write the text of each document '
+        b'[{"parts": [{"content": "x"}], "id": 1}]',
+        'entry 1: no key "text", and no text in "parts", "id"; write the text of each document '
         'to a key "text"',
+    ),
+    "a chat": (
+        "a.jsonl",
+        TWO + lines({"messages": [{"role": "user", "content": "x"}]}),
+        'line 3: no key "text": this is a chat or instruction record',
+    ),
+    "columns of instructions": (
+        "a.csv",
+        b"instruction,input,output\na,b,c\n",
+        'a.csv: no column "text": this is a chat or instruction record',
+    ),
+    "a column of chats": (
+        "a.parquet",
+        parquet(pyarrow.array([[{"role": "user", "content": "x"}]]), "messages"),
+        'a.parquet: no column "text": this is a chat or instruction record',
     ),
     "a list called lines": (
         "array.jsonl",

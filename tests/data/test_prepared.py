@@ -137,7 +137,7 @@ def test_tokens_that_do_not_fit_the_model_or_the_index_are_refused(texts, tmp_pa
         (root / name).write_bytes(data)
     index = read_json(root / "index.json")
     for change, message in (
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"complete": False}, "not complete"),
         ({"format": "x"}, "is not an index of tokens"),
         ({"splits": {}}, "is corrupt"),

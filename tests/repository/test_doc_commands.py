@@ -79,6 +79,7 @@ LEAVES = {
     ],
     "prepare my-long-texts": ["my-tokens/index.json"],
     "prepare my-proof-pile": ["proof-pile/index.json"],
+    "prepare my-chats.jsonl": ["my-chats/train.answers"],
     "dashboard": ["dashboard.json"],
     "eval meta-llama-dir": ["runs/eval-meta-llama-dir/records.jsonl"],
     "eval DIR --shard": ["shared/records.jsonl"],
@@ -168,6 +169,14 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for i in range(40)
     ]
+    (place / "LongAlpaca-12k.json").write_text(
+        json.dumps([{"instruction": text[:200], "output": text[200:300]} for text in texts])
+    )
+    (place / "my-chats.jsonl").write_text(
+        json.dumps(
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+        )
+    )
     (place / "dev-v2.0.json").write_text(
         json.dumps({"data": [{"title": "capitals", "paragraphs": paragraphs}]})
     )

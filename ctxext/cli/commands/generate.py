@@ -61,9 +61,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--chat-template",
-        metavar="FILE|llama2",
-        help="A template in Jinja; llama2: the [INST] markers of Llama 2's own code; default: the "
-        "checkpoint's.",
+        metavar="FILE|NAME",
+        help="A template in Jinja, or a model's prompts by its name: llama2 (the [INST] markers of "
+        "its own code), vicuna, alpaca; default: the checkpoint's.",
     )
     parser.add_argument("--system", metavar="TEXT", help="The system message of the chat.")
     options.add_json(parser)

@@ -2,6 +2,8 @@
 
 ctxext prepare my-texts --out my-tokens --tokenizer HF_DIR --workers 8
 
+ctxext prepare chats.jsonl --out my-chats --tokenizer HF_DIR --chat-template own
+
 The same command resumes an interrupted one. Train on the result with --data.path my-tokens.
 """
 
@@ -87,6 +89,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="Special tokens written out in a document, such as </s>, are those tokens, not text.",
     )
     parser.add_argument(
+        "--chat-template",
+        metavar="NAME|FILE",
+        help="Read chat and instruction records, and mark their answers, which alone are trained: "
+        "the checkpoint's own template (own), alpaca, vicuna, llama2, or a file in Jinja.",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="Print files, sizes, and tokens estimated from a sample; write nothing.",
@@ -102,17 +110,27 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext.interop import hub
     from ctxext.loading import open_tokenizer
     from ctxext.prepare import estimate
+    from ctxext.tokenization.answers import training_chat
 
+    tokenizer = open_tokenizer(args.tokenizer)
+    template = None
+    if args.chat_template is not None:
+        if args.bos is not None or not args.eos:
+            raise ValueError(
+                "--bos and --eos do not go with --chat-template, which decides how a conversation "
+                "begins and ends"
+            )
+        template = training_chat(tokenizer, args.chat_template, "--chat-template").template
     recipe = prepare.Recipe(
         args.field,
         args.bos,
-        args.eos,
+        args.eos and template is None,
         args.min_tokens,
         args.max_tokens,
         args.held_out,
         args.parse_special,
+        template,
     )
-    tokenizer = open_tokenizer(args.tokenizer)
     sources = [hub.resolve(source, dataset=True) for source in args.sources]
     if args.dry_run:
         prepare.check(recipe, tokenizer, args.workers, args.max_rejects)

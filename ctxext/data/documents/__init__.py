@@ -9,6 +9,7 @@ from ctxext.data.documents.conversations import messages_of as messages_of
 from ctxext.data.documents.field import Field as Field
 from ctxext.data.documents.files import Found as Found
 from ctxext.data.documents.files import find_files as find_files
+from ctxext.data.documents.files import patterns as patterns
 from ctxext.data.documents.kinds import COMPRESSIONS as COMPRESSIONS
 from ctxext.data.documents.kinds import SUFFIXES as SUFFIXES
 from ctxext.data.documents.kinds import kind_of as kind_of

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ctxext.data.documents.conversations import record_columns
+from ctxext.data.documents.conversations import has_record_columns, record_columns
 from ctxext.data.documents.field import Field
 
 BATCH_ROWS = 256
@@ -99,6 +99,8 @@ def _open_column(path: Path, field: Field) -> Iterator["_Parquet | _Arrow"]:
 def _check_column(path: Path, field: Field, schema: Any) -> None:
     if field.is_chat:
         return _check_records(path, field, schema)
+    if field.name not in schema.names and has_record_columns(schema.names):
+        raise ValueError(f"{path}: {field.no_text_but_a_chat('column')}")
     with_text = [column.name for column in schema if _is_text(column.type)]
     if schema.names.count(field.name) != 1:
         raise ValueError(f"{path}: {field.missing('column', schema.names, with_text)}")

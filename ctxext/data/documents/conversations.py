@@ -5,7 +5,7 @@ document: its hash decides whether it is held out of training, as that of any ot
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 KEYS = ("messages", "conversations")
@@ -21,6 +21,11 @@ ROLES = {
 }
 """The roles of messages by their names in records."""
 MAX_SHOWN = 40
+
+
+def has_record_columns(names: Sequence[str]) -> bool:
+    """Whether columns are those of chat or instruction records."""
+    return not {*KEYS}.isdisjoint(names) or {INSTRUCTION, OUTPUT} <= {*names}
 
 
 class Unusable(Exception):

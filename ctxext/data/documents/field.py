@@ -32,9 +32,9 @@ class Field(NamedTuple):
         there = f", and no text in {_listed(names)}" if names else ""
         return f'{no_such}{there}; write the text of each document to a {what} "{self.name}"'
 
-    def no_text_but_a_chat(self) -> str:
+    def no_text_but_a_chat(self, what: str) -> str:
         """The sentence for a chat or instruction record, where texts are read."""
-        no_such = f'no key "{self.name}": this is a chat or instruction record'
+        no_such = f'no {what} "{self.name}": this is a chat or instruction record'
         if self.chat_option:
             return f"{no_such}; to train on its answers, give {self.chat_option} own"
         return f"{no_such}, and only text is read here"

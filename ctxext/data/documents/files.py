@@ -2,7 +2,7 @@
 
 import collections
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +90,7 @@ def find_files(root: Path) -> Found:
     if len(splits) > 1:
         raise ValueError(
             f"{root} holds several splits ({', '.join(splits)}): give the files or the directory "
-            "of one"
+            f"of one, such as {root / _of_split(splits, files)}"
         )
     _check_no_copies(root, files)
     if not files:
@@ -99,6 +99,33 @@ def find_files(root: Path) -> Found:
             f"{root} holds no file that can be read{held}: give {', '.join(SUFFIXES)} files"
         )
     return Found(root, files, tuple(ignored))
+
+
+def _of_split(splits: list[str], names: Iterable[str]) -> str:
+    """A pattern for the files of one split, the one for training if it is among them."""
+    split = "train" if "train" in splits else splits[0]
+    name = next(name for name in names if split in name.lower())
+    *directories, last = name.split("/")
+    if split not in last.lower():  # a directory is called after it
+        place = next(i for i, directory in enumerate(directories) if split in directory.lower())
+        return "/".join(directories[: place + 1])
+    start = last.lower().index(split)
+    pattern = f"{'*' if start else ''}{last[start : start + len(split)]}*"
+    return "/".join([*directories, pattern])
+
+
+def patterns(root: Path, wanted: Sequence[str], others: Sequence[str]) -> str:
+    """How to name files of a directory without the others: by `*.suffix` where that suffices."""
+
+    def pattern(name: str) -> str:
+        directory, slash, last = name.rpartition("/")
+        return f"{directory}{slash}*{''.join(Path(last).suffixes)}"
+
+    taken = {pattern(name) for name in others}
+    named = [name if pattern(name) in taken else pattern(name) for name in wanted]
+    distinct = [str(root / name) for name in dict.fromkeys(named)]
+    more = f" and {len(distinct) - 3} more" if len(distinct) > 3 else ""
+    return " ".join(distinct[:3]) + more
 
 
 def _check_no_copies(root: Path, names: Iterable[str]) -> None:

@@ -9,7 +9,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ctxext.data.documents.columnar import read_records, read_values
 from ctxext.data.documents.compression import Stream, open_bytes
-from ctxext.data.documents.conversations import Unusable, conversation_text, is_record
+from ctxext.data.documents.conversations import (
+    Unusable,
+    conversation_text,
+    has_record_columns,
+    is_record,
+)
 from ctxext.data.documents.field import Field
 from ctxext.data.documents.files import Found
 from ctxext.data.documents.kinds import Kind, kind_of, unknown_kind
@@ -313,7 +318,7 @@ def _text_of(entry: Any, field: Field) -> tuple[str, str]:
     value = entry
     if isinstance(entry, dict):
         if field.name not in entry and is_record(entry):
-            return "", field.no_text_but_a_chat()
+            return "", field.no_text_but_a_chat("key")
         if field.name not in entry:
             with_text = [key for key, value in entry.items() if isinstance(value, str)]
             return "", field.missing("key", list(entry), with_text)
@@ -382,6 +387,8 @@ def _rows(path: Path, stream: Stream, field: Field, delimiter: str) -> Iterator[
         header = next(reader, None)
         if header is None:
             return
+        if not field.is_chat and field.name not in header and has_record_columns(header):
+            raise ValueError(f"{path}: {field.no_text_but_a_chat('column')}")
         if not field.is_chat and header.count(field.name) != 1:
             raise ValueError(f"{path}: {field.missing('column', header, header)}")
         for number, row in enumerate(reader):

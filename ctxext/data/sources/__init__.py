@@ -11,6 +11,7 @@ from ctxext.data.sources.base import TextOnDisk as TextOnDisk
 from ctxext.data.sources.base import TextSource as TextSource
 from ctxext.data.sources.base import text_on_disk as text_on_disk
 from ctxext.data.sources.mix import Mix as Mix
+from ctxext.data.sources.own_held_out import OwnHeldOut as OwnHeldOut
 from ctxext.data.sources.prepared import Prepared as Prepared
 from ctxext.data.sources.short import Short as Short
 from ctxext.data.sources.stdlib import Stdlib as Stdlib

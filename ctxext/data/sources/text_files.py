@@ -79,6 +79,11 @@ class Files(TextSource):
     def open(self, tokenizer: TokenizerLike) -> Corpus:
         root = Path(self.path).expanduser()
         if is_prepared(root):
+            if self.chat_template is not None:
+                raise ValueError(
+                    f"{root} holds tokens, whose chat template `ctxext prepare` was given: leave "
+                    "data.chat_template out"
+                )
             return open_prepared(root, "train", tokenizer)
         return self.open_documents(tokenizer, lambda text: True)
 
