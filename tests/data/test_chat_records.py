@@ -130,12 +130,16 @@ def test_a_record_that_the_template_refuses_is_named_with_its_line(tmp_path):
         match="a.jsonl, line 2: the chat template cannot be rendered: the alpaca prompt has no",
     ):
         Files(path, chat_template="alpaca").open(load_tokenizer(TINY_LLAMA))
-    with pytest.raises(ValueError, match="--data.chat-template own|no chat template of its own"):
+    with pytest.raises(
+        ValueError, match="no chat template of its own: give --data.chat-template a"
+    ):
         Files(path, chat_template="own").open(load_tokenizer(TINY_LLAMA))
     with pytest.raises(
         ValueError, match="chat_template is empty: name own, alpaca, llama2, vicuna"
     ):
         Files(path, chat_template="")
+    with pytest.raises(ValueError, match="parse_special is for texts; a chat template writes"):
+        Files(path, chat_template="own", parse_special=True)
 
 
 def test_records_that_are_read_as_text_name_the_option(tmp_path, capsys):

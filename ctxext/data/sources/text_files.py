@@ -48,6 +48,8 @@ class Files(TextSource):
             raise ValueError(
                 f"chat_template is empty: name {', '.join([OWN, *TEMPLATES])} or a file"
             )
+        if self.chat_template is not None and self.parse_special:
+            raise ValueError("parse_special is for texts; a chat template writes special tokens")
 
     @classmethod
     def recognizes(cls, root: Path) -> bool:
