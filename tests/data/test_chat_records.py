@@ -109,6 +109,10 @@ def test_tables_of_records(name, tmp_path):
         ),
         ({"messages": [USER("a"), {"role": "assistant", "content": None}]}, "turn 2 has no text"),
         ({"messages": [USER("a")]}, "it holds no answer of the assistant"),
+        (
+            {"messages": [SYSTEM("a"), ASSISTANT("b"), USER("c")]},
+            "it begins with an answer: the first turn must be the user's",
+        ),
         ({"instruction": "a"}, '"output" is missing, or no text'),
         ({"instruction": "a", "input": 3, "output": "b"}, '"input" is no text'),
         (

@@ -113,6 +113,9 @@ def _of_instruction(entry: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _with_an_answer(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    if not any(message["role"] == "assistant" for message in messages):
+    spoken = [message["role"] for message in messages if message["role"] != "system"]
+    if "assistant" not in spoken:
         raise Unusable("it holds no answer of the assistant")
+    if spoken[0] == "assistant":
+        raise Unusable("it begins with an answer: the first turn must be the user's")
     return messages
