@@ -81,10 +81,8 @@ def join(
     chunks: Sequence[Chunk],
     shards: Sequence[Path],
     num_sources: int,
-    *,
-    with_answers: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write the token and offset files of every split, and those of answers if there are any.
+    """Write the token and offset files of every split.
 
     Returns the index's entries for the splits, and the counts of each source.
     """
@@ -115,14 +113,10 @@ def join(
                 "tokens_sha256": file_hash(token_path),
                 "offsets_sha256": file_hash(offset_path),
             }
-        if with_answers:
-            splits[split] |= _join_answers(root, shards, split, num_tokens)
     return splits, counts
 
 
-def _join_answers(
-    root: Path, shards: Sequence[Path], split: str, num_tokens: int
-) -> dict[str, Any]:
+def join_answers(root: Path, shards: Sequence[Path], split: str, num_tokens: int) -> dict[str, Any]:
     """Write the file of answers of a split; returns what the index says about it."""
     num_read = 0
     num_answers = 0

@@ -13,7 +13,7 @@ from ctxext.data.token_files import INDEX, WORK, check_hashes, read_index
 from ctxext.files import write_json
 from ctxext.prepare.chunks import cut
 from ctxext.prepare.encode import LITERAL, Recipe
-from ctxext.prepare.join import REJECTS, Tally, join
+from ctxext.prepare.join import REJECTS, Tally, join, join_answers
 from ctxext.prepare.progress import Progress
 from ctxext.prepare.request import (
     check_same_request,
@@ -76,14 +76,10 @@ def prepare(
         tally.write(out)
         _check_rejects(tally, out, max_rejects)
         dtype = id_dtype(tokenizer.num_ids)
-        splits, counts = join(
-            out,
-            dtype,
-            chunks,
-            shards,
-            len(files),
-            with_answers=recipe.chat_template is not None,
-        )
+        splits, counts = join(out, dtype, chunks, shards, len(files))
+        if recipe.chat_template is not None:
+            for split, facts in splits.items():
+                facts |= join_answers(out, shards, split, facts["tokens"])
         if not sum(split["documents"] for split in splits.values()):
             raise ValueError(
                 f"nothing is left of {names}: look at {out / REJECTS}, --min-tokens and "

@@ -27,6 +27,7 @@ from ctxext.data.documents import find_files, read
 from ctxext.files import read_json, read_jsonl
 from ctxext.prepare import Recipe, describe, prepare, request, run, workers
 from ctxext.prepare.chunks import cut
+from ctxext.prepare.sources import option
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.hostile import imported
 from support.tiny_train import ByteTokenizer
@@ -332,9 +333,9 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
 
 def test_files_are_streamed(tmp_path):
     source = lines_file(tmp_path / "a.jsonl", ["word " * 400] * 8000)  # 16 MB
-    (chunk,) = cut([find_files(source).files], "text", 10**9)
+    (chunk,) = cut([find_files(source).files], option("text"), 10**9)
     tracemalloc.start()
-    documents = chunk.ranges[0].documents("text")
+    documents = chunk.ranges[0].documents(option("text"))
     assert sum(len(document.text) for document in documents) == 8000 * 2000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
