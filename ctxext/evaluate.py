@@ -361,7 +361,7 @@ class Asked:
     evals: Sequence[Eval]
     described: EvaluatedModel
     is_control: bool = False
-    """Whether it is only asked for comparison: the base without the method."""
+    """Whether it is only asked for comparison: the same weights without the method."""
 
     def control_note(self, evals: Sequence[Eval]) -> str:
         """A line that says which of the evaluations `evals` of a method this model is asked too."""
@@ -371,7 +371,12 @@ class Asked:
             f"at its window of {window:,} tokens alone": [e for e in self.evals if e not in evals],
         }
         asked = [f"{place}: {_titles(chosen)}" for place, chosen in places.items() if chosen]
-        return f"control: the base without the method is asked, {'. And '.join(asked)}"
+        who = "the base without the method"
+        if self.described.adapter:
+            who = f"the model with the adapter {self.described.adapter}, without the method,"
+        elif self.described.is_trained:
+            who = f"the run as it was trained ({self.described.label})"
+        return f"control: {who} is asked, {'. And '.join(asked)}"
 
 
 def _titles(evals: Iterable[Eval]) -> str:

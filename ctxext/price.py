@@ -82,7 +82,7 @@ class Work:
     outside: float = 0.0
     """Seconds that pass outside the model."""
     is_control: bool = False
-    """Whether it is of the base, and only there for comparison with a method."""
+    """Whether it is only there for comparison: of the same weights without the method."""
 
     @property
     def operations(self) -> Operations:
@@ -164,7 +164,7 @@ class Price:
         speed = self.speed
         if speed is not None:
             of_base += f", {duration(sum(work.seconds(speed) for work in controls))},"
-        return f"{sentence}; {of_base} by the base, as the control (--no-base)"
+        return f"{sentence}; {of_base} without the method, as the control (--no-base)"
 
     def text(self) -> str:
         """The price by evaluation and length, and the memory."""

@@ -277,13 +277,25 @@ def test_the_base_is_the_control_of_everything_that_a_method_is_asked(tmp_path):
     sentence = questions.price().sentence()
     texts = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:of the )?texts", sentence)]
     assert texts[0] == 2 * texts[1]
-    assert sentence.endswith(" of the texts by the base, as the control (--no-base)")
+    assert sentence.endswith(" of the texts without the method, as the control (--no-base)")
     # Left out, it is asked what the threshold needs: questions at its window.
     base, yarn = asked([Yarn(2.0)], ()).models
     assert [e.full_title for e in base.evals] == ["passkey"]
     assert [e.seq_lens for e in base.evals if isinstance(e, Retrieval)] == [(128,)]
     note = base.control_note(yarn.evals)
     assert note.endswith("asked, at its window of 128 tokens alone: passkey")
+    # The control of a run under another method is the run, not the base that it began with.
+    of_run = dataclasses.replace(
+        base, described=dataclasses.replace(base.described, steps=60, train_seq_len=256)
+    )
+    note = "control: the run as it was trained (none, 60 steps at 256) is asked, at its window"
+    assert of_run.control_note(yarn.evals).startswith(note)
+    adapted = dataclasses.replace(
+        base, described=dataclasses.replace(base.described, adapter="mine")
+    )
+    assert "the model with the adapter mine, without the method, is asked" in (
+        adapted.control_note(yarn.evals)
+    )
     # A base that is asked anyway has no control.
     assert [model.is_control for model in asked([None], evals).models] == [False]
     assert [model.is_control for model in asked([None, Yarn(2.0)], evals).models] == [False] * 2

@@ -165,7 +165,7 @@ def test_controls_that_were_not_asked_are_named():
     assert [" ".join(line.split()) for line in text.splitlines()[2:]] == [
         "no needle (floor), none, zero-shot not asked 0/6 0 [0, 39] prob. 0.50",
         "no needle (floor), yarn(factor=4), 60 steps at 1024 not asked not asked",
-        "needle alone, every variant not asked not asked",
+        "needle without text, every variant not asked not asked",
         "in-window baseline, none, zero-shot 30/30 100 [89, 100] prob. 0.70 -",
     ]
     low, high = scipy.stats.binomtest(0, 6).proportion_ci(method="wilson")

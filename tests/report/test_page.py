@@ -30,7 +30,7 @@ from support.records import changed
 HOSTILE = "<script>alert('1')</script>\"&"
 BEST = "yarn(factor=4) after 60 steps"
 RECORDS = planted_records()
-CONDITIONS = {"no needle (floor)": "no-needle", "needle alone": "needle-only"}
+CONDITIONS = {"no needle (floor)": "no-needle", "needle without text": "needle-only"}
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_effective_contexts_and_controls(
     cell = controls["no needle (floor), yarn(factor=4), 60 steps at 1024", "512"]
     rate = f"{100 * num_correct / len(records):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
     assert cell.text.startswith(f"{num_correct}/{len(records)} {rate} prob. ")
-    assert controls["needle alone, 6 other variants", "256"].text == "not asked"
+    assert controls["needle without text, 6 other variants", "256"].text == "not asked"
     baseline = sum(correct(select("none", 0, seq_len=256)))
     cell = controls["in-window baseline, none, zero-shot", "256"]
     assert cell.text.startswith(f"{baseline}/60 ")

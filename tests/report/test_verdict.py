@@ -7,6 +7,7 @@ from scipy import optimize, stats
 
 from ctxext.evals.stats import effective_length
 from ctxext.report import summary, verdict
+from ctxext.report.analysis.comparisons import paired_points
 from ctxext.report.analysis.results import Results
 from support.planted import DEPTHS, passkey_record, planted_records
 from support.records import changed
@@ -77,6 +78,34 @@ def test_zero_shot_variants_are_named_where_none_was_trained():
     assert not any(sentence.startswith(start) for sentence in verdict(records))
     zero_shot = [record for record in records if record.model.steps == 0]
     assert starting(zero_shot, start).startswith(f"{start} > 4.0x the window (95 % CI ")
+
+
+def test_a_method_without_training_is_compared_with_the_base_as_it_is():
+    """At 1024, the base has 0 of 20 right and YaRN the first 6: six pairs differ, all one way."""
+    zero_shot = [record for record in RECORDS if record.model.steps == 0]
+    p = stats.binomtest(0, 6).pvalue
+    assert p == 2 * 0.5**6
+    against = starting(
+        zero_shot, f"{YARN}, zero-shot: 6/20 correct against 0/20 for the base as it is, +30 points"
+    )
+    assert against.endswith(f"exact p = {p:.2g}, Holm-adjusted p = {p:.2g} over 1 comparison.")
+    yarn, base = ([r for r in of(RECORDS, rope, 0) if r.seq_len == 1024] for rope in (YARN, NONE))
+    interval = paired_points(list(zip(base, yarn, strict=True)))
+    assert f"95 % CI {interval.low:+.0f} to {interval.high:+.0f}, exact" in against
+    # Two methods are two comparisons, and what they do not show is said with what they could.
+    unclear = variant(NTK, 0, {256: 20, 512: 20, 1024: 2})
+    both = verdict([*zero_shot, *unclear])
+    assert sum(s.endswith("over 2 comparisons.") for s in both) == 2
+    detectable = f"minimum detectable difference {detected(20, 0.05)} points"
+    unscaled = [r for r in zero_shot if r.model.rope == NONE]
+    assert f"of the base as it is ({detectable})." in verdict([*unscaled, *unclear])[0]
+    assert any(s.endswith("differences are at 1,024 tokens.") for s in both)
+    # Without a base at that length, there is nothing to compare with.
+    at_window = [r for r in zero_shot if r.model.rope == YARN or r.seq_len == 256]
+    assert not any("against" in sentence for sentence in verdict(at_window))
+    # Another checkpoint's base is not the base.
+    other = [changed(r, checkpoint="b") if r.model.rope == YARN else r for r in zero_shot]
+    assert not any("against" in sentence for sentence in verdict(other))
 
 
 def test_the_interval_is_the_bootstrap_of_whole_documents():
@@ -203,9 +232,9 @@ def test_nothing_is_invented():
     zero_shot = verdict([record for record in RECORDS if record.model.steps == 0])
     assert zero_shot[0] == (
         "Not shown: it is not certain that yarn(factor=4), zero-shot reads beyond the window. "
+        "At 1,024 tokens, it is more accurate than the base as it is. "
         "No variant was trained: these are zero-shot results."
     )
-    assert not any("against" in sentence for sentence in zero_shot)
     contexts = [sentence for sentence in zero_shot if "effective context" in sentence]
     assert [sentence.partition(":")[0] for sentence in contexts] == [
         "yarn(factor=4), zero-shot",

@@ -156,6 +156,28 @@ class Study:
         ]
         return _preferred(same, variant)
 
+    @cached_property
+    def zero_shot_methods(self) -> list[Variant]:
+        """Untrained variants with a method that were asked at the longest length.
+
+        Empty where trained ones were asked there too, whose comparisons are about training.
+        """
+        if self.trained:
+            return []
+        return [v for v in self.task.variants if not v.model.is_plain and self._at_longest(v)]
+
+    def base_of(self, variant: Variant) -> Variant | None:
+        """The same weights as they are, asked at the longest length; None if they were not."""
+        model = variant.model
+        bases = [
+            v
+            for v in self.task.variants
+            if v.is_base
+            and (v.model.checkpoint, v.model.weights) == (model.checkpoint, model.weights)
+            and self._at_longest(v)
+        ]
+        return _preferred(bases, variant)
+
     @property
     def control_variant(self) -> Variant | None:
         """The variant whose controls represent all: the best, else the first that was asked any."""
@@ -166,13 +188,17 @@ class Study:
     def comparisons(self) -> list[Comparison]:
         """Trained variants against no method, against zero-shot and against the best.
 
-        At the longest length, each pair once; p-values are not adjusted yet.
+        Without any trained variant, methods against the base as it is. At the longest length, each
+        pair once; p-values are not adjusted yet.
         """
         contrasts: dict[frozenset[Variant], tuple[Variant, Variant]] = {}
         for variant in self.trained:
             for other in (self.unscaled(variant), self.zero_shot(variant), self.best):
                 if other is not None and other != variant:
                     contrasts.setdefault(frozenset((variant, other)), (other, variant))
+        for variant in self.zero_shot_methods:
+            if (base := self.base_of(variant)) is not None:
+                contrasts[frozenset((variant, base))] = base, variant
         comparisons = []
         for a, b in contrasts.values():
             if both := pairs(self._at_longest(a), self._at_longest(b)):

@@ -24,6 +24,7 @@ from ctxext.report.pages.styles import Styles
 from ctxext.report.pages.tables_by_length import BASELINE, CONTROLS, GAIN_UNIT, NOT_ASKED
 from ctxext.report.table import table_of_texts
 
+CONTROL_LABELS = {"no-needle": "no needle", "needle-only": "needle, no text"}
 CONTROL_STYLES = {"no-needle": Style(4, control=True), "needle-only": Style(2, control=True)}
 KIND_NAMES = {
     RIGHT: RIGHT,
@@ -62,7 +63,7 @@ def measure_chart(study: Study, measure: Measure, styles: Styles, key: str) -> C
             lines.append(Line(label, variant.name, style, points))
         elif variant == study.control_variant:
             name = f"{variant.name}, {CONTROLS[condition]}"
-            label = condition.replace("-", " ")
+            label = CONTROL_LABELS[condition]
             lines.append(Line(label, name, CONTROL_STYLES[condition], points))
     title = f"{study.task.name}: {measure.title.removesuffix(', %')} by length"
     description = f"{measure.description} {_controls_text(study)}"

@@ -283,7 +283,7 @@ def controls_section(studies: Sequence[Study], styles: Styles) -> Section:
         "controls",
         "Accuracy and controls",
         "Every variant with 95 % whiskers. Floor: the same text without the needle, where a right "
-        "answer is a guess. Needle alone: the needle without the text. Threshold: "
+        "answer is a guess. Needle without text: the needle and the question alone. Threshold: "
         f"{THRESHOLD:g} of the in-window baseline.",
     )
     for i, study in enumerate(studies):

@@ -13,7 +13,7 @@ ONE_DOCUMENT = "none: a single document"
 """Where an interval would be, if there were one."""
 ONE_TEXT = "(one text)"
 """The same in a cell."""
-CONTROLS = {"no-needle": "no needle (floor)", "needle-only": "needle alone"}
+CONTROLS = {"no-needle": "no needle (floor)", "needle-only": "needle without text"}
 BASELINE = "in-window baseline"
 GAIN_UNIT = "nats per token"
 

@@ -17,6 +17,8 @@ from ctxext.report.pages.growing_window import against_base_sentence, growing_wi
 from ctxext.report.pages.recovery import recovery_sentences
 from ctxext.terminal import printable_line
 
+BASE = "the base as it is"
+"""How an untrained model is called that a method is compared with."""
 Topic = Literal["does it work", "how far", "compared with what", "how sure"]
 
 
@@ -121,6 +123,7 @@ class _TaskVerdict:
             Finding("does it work", self.headline()),
             *(Finding("how far", sentence) for sentence in self.effective_contexts()),
             *self.against_unscaled(),
+            *self.against_base(),
             *(Finding("compared with what", sentence) for sentence in self.against_best()),
             *self.against_zero_shot(),
             *(Finding("how sure", sentence) for sentence in self.limits()),
@@ -134,23 +137,31 @@ class _TaskVerdict:
         untrained = self.study.best_untrained
         if untrained is None or any(variant.trained for variant in self.study.task.variants):
             return no_trained_method(self.study)
-        return f"{reads_beyond_window(self.study, untrained)} {no_trained_method(self.study)}"
+        sentences = [reads_beyond_window(self.study, untrained)]
+        base = self.study.base_of(untrained)
+        comparison = find_comparison(self.comparisons, base, untrained)
+        if comparison is not None and untrained in self.study.effective:
+            sentences.append(self.accuracy_against(comparison, BASE))
+        return " ".join([*sentences, no_trained_method(self.study)])
 
     def best_against_unscaled(self, best: Variant) -> str:
         """Is the best variant more accurate than the same training without scaling?"""
         comparison = find_comparison(self.comparisons, self.study.unscaled(best), best)
+        other = f"the same training {_without_method(best)}"
         if comparison is None:
-            return f"The same training {_without_method(best)} is not available for comparison."
+            return f"{other.capitalize()} is not available for comparison."
+        return self.accuracy_against(comparison, other)
+
+    def accuracy_against(self, comparison: Comparison, other: str) -> str:
+        """Is the variant that the headline is about more accurate than another one?"""
         tokens = f"{self.study.task.longest:,} tokens"
         if not comparison.significant:
             return (
-                f"At {tokens}, its accuracy does not differ significantly from that of the same "
-                f"training {_without_method(best)} ({self.detectable(comparison)})."
+                f"At {tokens}, its accuracy does not differ significantly from that of {other} "
+                f"({self.detectable(comparison)})."
             )
         better = "more" if comparison.points.value > 0 else "less"
-        return (
-            f"At {tokens}, it is {better} accurate than the same training {_without_method(best)}."
-        )
+        return f"At {tokens}, it is {better} accurate than {other}."
 
     def effective_contexts(self) -> list[str]:
         """Of every trained variant, or of all where none was trained, the longest first."""
@@ -163,17 +174,32 @@ class _TaskVerdict:
     def against_unscaled(self) -> list[Finding]:
         """Every trained variant with a method, against the same training without one."""
         sentences = []
-        family = f"{self.num_comparisons} comparison{'s' * (self.num_comparisons != 1)}"
         for variant in self.study.trained:
             comparison = find_comparison(self.comparisons, self.study.unscaled(variant), variant)
             if comparison is None or variant.model.is_plain:
                 continue
-            sentence = (
-                f"{counts_text(comparison, f'the same training {_without_method(variant)}')}, "
-                f"exact {p_text(comparison.p)}, {adjusted_p_text(comparison)} over {family}."
-            )
+            sentence = self.tested(comparison, f"the same training {_without_method(variant)}")
             sentences.append(Finding("compared with what", sentence, variant == self.study.best))
         return sentences
+
+    def against_base(self) -> list[Finding]:
+        """Where nothing was trained, every method against the base as it is."""
+        sentences = []
+        for variant in self.study.zero_shot_methods:
+            comparison = find_comparison(self.comparisons, self.study.base_of(variant), variant)
+            if comparison is not None:
+                is_main = variant == self.study.best_untrained
+                finding = Finding("compared with what", self.tested(comparison, BASE), is_main)
+                sentences.append(finding)
+        return sentences
+
+    def tested(self, comparison: Comparison, other: str) -> str:
+        """The counts of both, their difference with its interval, and its p-values."""
+        family = f"{self.num_comparisons} comparison{'s' * (self.num_comparisons != 1)}"
+        return (
+            f"{counts_text(comparison, other)}, exact {p_text(comparison.p)}, "
+            f"{adjusted_p_text(comparison)} over {family}."
+        )
 
     def against_best(self) -> list[str]:
         """The other trained methods: those that the best one beats, and those that it does not."""
@@ -373,7 +399,7 @@ def questions_text(study: Study) -> str:
     )
     if shorter:
         sentence += f", {'; '.join(shorter)}"
-    if study.trained:
+    if study.trained or any(study.base_of(variant) for variant in study.zero_shot_methods):
         sentence += f"; differences are at {task.longest:,} tokens"
     return f"{sentence}."
 
