@@ -14,6 +14,7 @@ import numpy as np
 from ctxext.evals.base import batches
 from ctxext.model.lm import LM
 from ctxext.model.padding import bucket
+from ctxext.plan.longest_text import check_length
 from ctxext.progress_bar import CountedWork
 
 try:
@@ -185,16 +186,38 @@ class HarnessLM(TemplateLM):
         return [answers[i] for i in range(len(rows))]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The text after each context, up to the first stop string or end of text, exclusive."""
+        """The text after each context, up to the first stop string or end of text, exclusive.
+
+        Raises ValueError, before any is written, for one whose keys and values no memory holds.
+        """
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        decodings = [
+            Decoding.of(requests[group[0]].args[1], self._max_gen_toks, self._eos)
+            for group in groups.values()
+        ]
+        prompts = [
+            [self._prompt(requests[i].args[0], decoding) for i in group]
+            for group, decoding in zip(groups.values(), decodings, strict=True)
+        ]
+        lengths = [
+            len(prompt) + decoding.max_gen_toks
+            for own, decoding in zip(prompts, decodings, strict=True)
+            for prompt in own
+        ]
+        check_length(
+            self._lm.config,
+            max(lengths, default=0),
+            dtype=self._lm.dtype,
+            mesh=self._lm.mesh,
+            is_written=True,  # of all layers; a text that is scored is held a layer at a time
+            option="--max-length",
+        )
         texts: dict[int, str] = {}
         with self._progress("answers", len(requests), disable_tqdm) as done:
             for number, group in enumerate(groups.values()):
-                decoding = Decoding.of(requests[group[0]].args[1], self._max_gen_toks, self._eos)
-                prompts = [self._prompt(requests[i].args[0], decoding) for i in group]
-                for index, text in self._generate(prompts, decoding, number):
+                for index, text in self._generate(prompts[number], decodings[number], number):
                     texts[group[index]] = text
                     self.cache_hook.add_partial("generate_until", requests[group[index]].args, text)
                     done.advance()

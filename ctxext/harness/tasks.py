@@ -212,7 +212,7 @@ def report(
                 request.max_length,
                 dtype=named.lm.dtype,
                 mesh=named.lm.mesh,
-                is_written=False,
+                is_written=False,  # tasks that write need more, see `HarnessLM.generate_until`
                 option="--max-length",
             )
     length = request.max_length or min(named.lm.config.max_position_embeddings for named in both)

@@ -174,6 +174,24 @@ def test_eval_reads_the_documents_that_training_holds_out(folder, tmp_path, monk
     monkeypatch.setattr(RunDir, "settings", lambda self: {"train": {}})
     assert "held a share of 0 out of training" in error(str(SHARE))
 
+    # Prepared data holds out what `ctxext prepare` did, whatever `train.held_out` is.
+    def trained_on(*sources: Source, held_out: float) -> None:
+        data = to_json(Mix(tuple((1.0, source) for source in sources)))
+        settings = {"train": {"held_out": held_out}, "data": data}
+        monkeypatch.setattr(RunDir, "settings", lambda self: settings)
+
+    for source in (Prepared(str(out)), Files(str(out)), Split(Files(str(folder)), "train", SHARE)):
+        trained_on(source, held_out=0.01)
+        assert note in error(str(SHARE))
+        trained_on(source, held_out=0.5)
+        assert f"held a share of {SHARE:g} out of training, and may have seen" in error("0.3")
+    trained_on(Prepared(str(out)), Files(str(folder)), held_out=0.1)
+    assert "held a share of 0.1 out of training, and may have seen" in error(str(SHARE))
+    trained_on(Split(Files(str(folder)), "heldout", SHARE), held_out=0.1)
+    assert "held a share of 0 out of training" in error(str(SHARE))
+    trained_on(Prepared(str(tmp_path / "gone")), held_out=0.1)
+    assert "gone, which is not here: what that held out of training is not known" in error("0.1")
+
 
 def test_prepare_holds_out_by_default_and_says_when_nothing_is(tmp_path, capsys):
     with pytest.raises(SystemExit):

@@ -23,6 +23,7 @@ from ctxext.cli.main import main  # noqa: E402
 from ctxext.harness import tasks as harness_tasks  # noqa: E402
 from ctxext.harness.model import HarnessLM  # noqa: E402
 from ctxext.methods.ntk import DynamicNTK  # noqa: E402
+from ctxext.plan import longest_text  # noqa: E402
 
 WORDS = (
     "def return self the value name of class import from None for in if not list string object "
@@ -124,6 +125,26 @@ def test_loglikelihood_rolling(ours: HarnessLM, theirs: HFLM) -> None:
     actual = ours.loglikelihood_rolling(requests(*arguments), disable_tqdm=True)
     expected = theirs.loglikelihood_rolling(requests(*arguments), disable_tqdm=True)
     np.testing.assert_allclose(actual, expected, atol=CLOSE, rtol=1e-6)
+
+
+def test_texts_that_are_written_are_held_in_all_layers(ours: HarnessLM, monkeypatch) -> None:
+    """Of 40 tokens, 30 of a prompt and 10 to write: 2 numbers of 4 bytes per layer, head, channel.
+
+    The same memory is enough to score a text, of which one layer is held at a time.
+    """
+    config = ours._lm.config
+    numbers = 2 * config.num_key_value_heads * config.head_dim
+    needed = 40 * config.num_hidden_layers * numbers * 4
+    assert config.num_hidden_layers > 1
+    context = text(3, 60)
+    asked = requests((context, {"until": [], "max_gen_toks": 10}))
+    short = HarnessLM(ours._lm, max_length=40)
+    monkeypatch.setattr(longest_text, "machine_bytes", lambda: needed - 1)
+    with pytest.raises(ValueError, match="--max-length: the keys and values of one text of 40 tok"):
+        short.generate_until(asked, disable_tqdm=True)
+    assert short.loglikelihood(requests((context, " value")), disable_tqdm=True)
+    monkeypatch.setattr(longest_text, "machine_bytes", lambda: needed)
+    assert len(short.generate_until(asked, disable_tqdm=True)) == 1
 
 
 def test_generate_until(ours: HarnessLM, theirs: HFLM) -> None:

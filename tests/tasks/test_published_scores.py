@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,16 @@ def test_the_packages_give_the_recorded_words():
     assert {text: chinese_words(text) for text in texts} == texts
     stem = porter_stem()
     assert {word: stem(word) for word in WORDS["stems"]} == WORDS["stems"]
+
+
+@pytest.mark.parametrize("metric", ["longbench:rouge-l", "infinitebench:rouge-lsum"])
+def test_rouge_holds_a_byte_for_each_pair_of_words(metric):
+    """A reference is of at most 50,000 words, and an answer of 1,200."""
+    text, reference = (" ".join(f"{kind}{i % 350}" for i in range(500)) for kind in "ab")
+    tracemalloc.start()
+    try:
+        assert score(metric, text, [reference]) == 0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 500**2 < peak < 2 * 500**2

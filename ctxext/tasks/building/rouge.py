@@ -5,9 +5,12 @@ import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 SHORTEST_STEMMED = 4
 """Letters of a word from which on it is stemmed."""
+SKIP_WRITTEN, SKIP_RIGHT, TAKE_BOTH = range(3)
+"""Steps back from the ends of two texts: over the last word of one, or over a shared one."""
 
 
 def rouge_l(text: str, reference: str) -> float:
@@ -24,7 +27,8 @@ def rouge_l(text: str, reference: str) -> float:
     shared: set[str] = set()
     for sentence in right:
         for other in written:
-            shared |= _common_words(sentence, other)
+            indices = _common(sentence, other, first_skips="written")
+            shared |= {sentence[i] for i in indices}
     precision = len(shared) / len({word for sentence in written for word in sentence})
     recall = len(shared) / len({word for sentence in right for word in sentence})
     return 2 * precision * recall / (precision + recall + 1e-8)
@@ -48,7 +52,7 @@ def rouge_lsum(text: str, reference: str, *, stem: Callable[[str], str] | None =
     num_right = left_right.total()
     matches = 0
     for sentence in right:
-        indices = {i for other in written for i in _common_indices(sentence, other)}
+        indices = {i for other in written for i in _common(sentence, other, first_skips="right")}
         for word in (sentence[i] for i in sorted(indices)):
             if left_written[word] and left_right[word]:
                 left_written[word] -= 1
@@ -89,49 +93,44 @@ def _plain_words(line: str, stem: Callable[[str], str] | None) -> list[str]:
     return [stem(word) if len(word) >= SHORTEST_STEMMED else word for word in words]
 
 
-def _lengths(right: Sequence[str], written: Sequence[str]) -> list[list[int]]:
-    """[i][j]: words of a longest common subsequence of the first i and the first j words."""
-    lengths = [[0] * (len(written) + 1) for _ in range(len(right) + 1)]
-    for i, word in enumerate(right, 1):
-        for j, other in enumerate(written, 1):
+def _common(
+    right: Sequence[str], written: Sequence[str], *, first_skips: Literal["right", "written"]
+) -> set[int]:
+    """Indices into `right` of a longest common subsequence.
+
+    Of several, the one that is found from the ends by skipping a word of `first_skips` wherever a
+    word of either may be skipped. Holds a byte for each pair of words, and one row of lengths.
+    """
+    skips_right_at_ties = first_skips == "right"
+    rows = []
+    above = [0] * (len(written) + 1)
+    for word in right:
+        row = bytearray(len(written))
+        lengths = [0]
+        for j, other in enumerate(written):
+            without_right = above[j + 1]
+            without_written = lengths[j]
             if word == other:
-                lengths[i][j] = lengths[i - 1][j - 1] + 1
+                row[j] = TAKE_BOTH
+                lengths.append(above[j] + 1)
+            elif without_right > without_written or (
+                skips_right_at_ties and without_right == without_written
+            ):
+                row[j] = SKIP_RIGHT
+                lengths.append(without_right)
             else:
-                lengths[i][j] = max(lengths[i - 1][j], lengths[i][j - 1])
-    return lengths
-
-
-def _common_words(right: Sequence[str], written: Sequence[str]) -> set[str]:
-    """The words of a longest common subsequence, the one that drops written words first."""
-    lengths = _lengths(right, written)
-    words: set[str] = set()
-    i = len(right)
-    j = len(written)
-    while i and j:
-        if right[i - 1] == written[j - 1]:
-            words.add(right[i - 1])
-            i -= 1
-            j -= 1
-        elif lengths[i - 1][j] > lengths[i][j - 1]:
-            i -= 1
-        else:
-            j -= 1
-    return words
-
-
-def _common_indices(right: Sequence[str], written: Sequence[str]) -> set[int]:
-    """Indices into `right` of a longest common subsequence, the one that drops its words first."""
-    lengths = _lengths(right, written)
+                lengths.append(without_written)
+        rows.append(row)
+        above = lengths
     indices: set[int] = set()
-    i = len(right)
-    j = len(written)
-    while i and j:
-        if right[i - 1] == written[j - 1]:
-            indices.add(i - 1)
+    i = len(right) - 1
+    j = len(written) - 1
+    while i >= 0 and j >= 0:
+        step = rows[i][j]
+        if step == TAKE_BOTH:
+            indices.add(i)
+        if step in (TAKE_BOTH, SKIP_RIGHT):
             i -= 1
+        if step in (TAKE_BOTH, SKIP_WRITTEN):
             j -= 1
-        elif lengths[i][j - 1] > lengths[i - 1][j]:
-            j -= 1
-        else:
-            i -= 1
     return indices
