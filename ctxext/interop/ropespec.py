@@ -142,10 +142,19 @@ def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSp
     if isinstance(scaling, FullAttentionOnly):
         in_full_layers = scaling.inner
     spec = _spec_of_layers(in_full_layers, of_full_layers, seq_len)
-    rope = rope_at(scaling, base, spec.length)
-    if True not in has_window or rope.of_sliding_layers.equals(rope.of_full_layers):
+    if True not in has_window or _are_alike(scaling, base, spec.length):
         return spec
     return dataclasses.replace(spec, sliding=_spec_of_sliding_layers(scaling, base, spec.length))
+
+
+def _are_alike(scaling: RopeScaling, base: RopeBase, length: int) -> bool:
+    """Whether layers with a window have the same frequencies as the rest, at every length.
+
+    Frequencies that follow the length may be plain up to `length`, the declared one.
+    """
+    lengths = (length, 2 * length) if scaling.depends_on_length else (length,)
+    ropes = (rope_at(scaling, base, length) for length in lengths)
+    return all(rope.of_sliding_layers.equals(rope.of_full_layers) for rope in ropes)
 
 
 def _spec_of_sliding_layers(scaling: RopeScaling, base: RopeBase, seq_len: int) -> RopeSpec:

@@ -79,6 +79,7 @@ def test_spectra_of_each_layer_type_are_those_of_transformers(name):
         (m.FullAttentionOnly(inner=m.CoPE(3, inner=m.Yarn(4.0))), 77.0),
         (m.CoPE(3, inner=m.FullAttentionOnly(inner=m.Yarn(4.0))), None),
         (m.FullAttentionOnly(inner=m.NTK(2.0)), 77.0),
+        (m.FullAttentionOnly(inner=m.DynamicNTK(4.0)), None),
     ],
     ids=str,
 )
