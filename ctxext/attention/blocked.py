@@ -57,13 +57,13 @@ def blocked(
     T = values.shape[1]
     heads = rows_times_heads(queries[0].shape, sharding)
     C = block_size(T, platform_of(sharding), heads, packed=segment_ids is not None)
-    q, k, v, places = _in_blocks(queries, keys, values, masks, segment_ids, C, kind, bias)
+    q, k, v, layout = _in_blocks(queries, keys, values, masks, segment_ids, C, kind, bias)
     groups = queries[0].shape[2] // values.shape[2]
     # Over several devices, rows and heads are cut already: each device has its own.
     parts = WHOLE
     if sharding is None or sharding.mesh.size == 1:
         parts = parts_of(q[0], groups, platform_of(sharding))
-    out: Array = _flash(q, k, v, places, _Program(tuple(masks), C, parts))
+    out: Array = _flash(q, k, v, layout, _Program(tuple(masks), C, parts))
     return out[:, :T]
 
 
@@ -84,10 +84,10 @@ def gradients(
     _, T, N, _ = queries[0].shape
     heads = rows_times_heads(queries[0].shape, None)
     C = block_size(T, platform_of(None), heads, packed=segment_ids is not None)
-    q, k, v, places = _in_blocks(queries, keys, values, masks, segment_ids, C, None, None)
+    q, k, v, layout = _in_blocks(queries, keys, values, masks, segment_ids, C, None, None)
     groups = N // values.shape[2]
     in_blocks = tiles.split(_padded(lse[..., None], C), C, groups)[..., 0]
-    padded = q, k, v, places, _padded(out, C), in_blocks * np.float32(np.log2(np.e))
+    padded = q, k, v, layout, _padded(out, C), in_blocks * np.float32(np.log2(np.e))
     program = _Program(tuple(masks), C, parts_of(q[0], groups, platform_of(None)))
     dq, dk, dv, _ = _flash_backward(program, padded, _padded(grad, C))
 
@@ -111,8 +111,8 @@ def _in_blocks(
     C: int,
     kind: Any,
     bias: PositionBias | None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...], Array, "_Places"]:
-    """Queries, keys and values in blocks of C tokens, and where they are."""
+) -> tuple[tuple[Array, ...], tuple[Array, ...], Array, "_Layout"]:
+    """Queries, keys and values in blocks of C tokens, and the layout of these."""
     _, T, N, _ = queries[0].shape
     K = values.shape[2]
     pad = -T % C
@@ -131,14 +131,14 @@ def _in_blocks(
     starts = jnp.arange(v.shape[0]) * C
     segments = tiles.split_tokens(segment_ids, C)
     first = tiles.split_tokens(first, C)
-    places = _Places(tiles.Blocks(starts, segments, first), (), tiles.OfLayer(kind))
+    layout = _Layout(tiles.Blocks(starts, segments, first), (), tiles.LayerInputs(kind))
     if bias is not None:
-        places = _Places(
+        layout = _Layout(
             tiles.Blocks(starts, segments, first, _positions(bias.query_positions, C)),
             _positions(bias.key_positions, C),
-            tiles.OfLayer(kind, tiles.split_slopes(bias.slopes, N // K)),
+            tiles.LayerInputs(kind, tiles.split_slopes(bias.slopes, N // K)),
         )
-    return q, k, v, places
+    return q, k, v, layout
 
 
 def blocked_chunk(
@@ -169,7 +169,7 @@ def blocked_chunk(
     if bias is not None:
         query_positions = _positions(bias.query_positions, size)
         key_positions = _positions(bias.key_positions, size)
-        of_layer = tiles.OfLayer(slopes=tiles.split_slopes(bias.slopes, groups))
+        of_layer = tiles.LayerInputs(slopes=tiles.split_slopes(bias.slopes, groups))
     starts = (first_block + jnp.arange(per_chunk)) * size
     query_blocks = tiles.Blocks(starts, None, None, query_positions)
     key_blocks = tiles.Blocks(jnp.arange(num_blocks) * size, None, None, key_positions)
@@ -199,15 +199,18 @@ def _positions(of_pieces: tuple[Array, ...], C: int) -> tuple[Array, ...]:
     return tuple(in_blocks(x) for x in of_pieces)
 
 
-class _Places(NamedTuple):
-    """Where queries and keys are, and what the call takes from the layer."""
+class _Layout(NamedTuple):
+    """The arrays of a call besides queries, keys and values; no gradient is asked of them."""
 
     queries: tiles.Blocks
+    """Where the blocks of queries are."""
     key_positions: tuple[Array, ...]
-    layer: tiles.OfLayer
+    """The mapped positions of the keys of each piece [M, B, C]; empty without a bias."""
+    layer: tiles.LayerInputs
 
     @property
     def keys(self) -> tiles.Blocks:
+        """Where the blocks of keys are: those of the queries, at positions of their own."""
         return self.queries._replace(positions=self.key_positions)
 
 
@@ -220,48 +223,48 @@ class _Program(NamedTuple):
     parts: Parts
 
 
-def _work(program: _Program, places: _Places) -> tiles.Work:
+def _work(program: _Program, layout: _Layout) -> tiles.Work:
     work = []
-    blocks = places.queries
+    blocks = layout.queries
     packed = blocks.segments is not None
     num_blocks = blocks.start.shape[0]
     C = program.size
     for piece, mask in enumerate(program.masks):
-        full, partly = tiles.pairs_in(mask, places.layer.kind, num_blocks, C, packed=packed)
+        full, partly = tiles.pairs_in(mask, layout.layer.kind, num_blocks, C, packed=packed)
         for pairs, needed_mask in ((full, None), (partly, mask)):
             work.append((tiles.Tile(piece, needed_mask, C), pairs))
     return tiles.within_segments(work, blocks, blocks, program.parts)
 
 
 def _output_and_lse(
-    q: tuple, k: tuple, v: Array, places: _Places, program: _Program
+    q: tuple, k: tuple, v: Array, layout: _Layout, program: _Program
 ) -> tuple[Array, Array]:
     state = tiles.accumulate_softmax(
         tiles.empty_softmax(q[0]),
         q,
         k,
         v,
-        places.queries,
-        places.keys,
-        _work(program, places),
-        places.layer,
+        layout.queries,
+        layout.keys,
+        _work(program, layout),
+        layout.layer,
         program.parts,
     )
     return tiles.finish_softmax(state, q[0], v.dtype, program.size)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _flash(q: tuple, k: tuple, v: Array, places: _Places, program: _Program) -> Array:
-    return _output_and_lse(q, k, v, places, program)[0]
+def _flash(q: tuple, k: tuple, v: Array, layout: _Layout, program: _Program) -> Array:
+    return _output_and_lse(q, k, v, layout, program)[0]
 
 
-def _flash_forward(q: tuple, k: tuple, v: Array, places: _Places, program: _Program) -> tuple:
-    out, lse = tiles.named(*_output_and_lse(q, k, v, places, program))
-    return out, (q, k, v, places, out, lse)
+def _flash_forward(q: tuple, k: tuple, v: Array, layout: _Layout, program: _Program) -> tuple:
+    out, lse = tiles.named(*_output_and_lse(q, k, v, layout, program))
+    return out, (q, k, v, layout, out, lse)
 
 
 def _flash_backward(program: _Program, saved: tuple, grad: Array) -> tuple:
-    q, k, v, places, out, lse = saved
+    q, k, v, layout, out, lse = saved
     groups = out.shape[2] // v.shape[2]
     out, grad = (tiles.split(x, program.size, groups) for x in (out, grad))
     gradients = tiles.accumulate_gradients(
@@ -270,10 +273,10 @@ def _flash_backward(program: _Program, saved: tuple, grad: Array) -> tuple:
         k,
         v,
         (grad, tiles.output_delta(out, grad), lse),
-        places.queries,
-        places.keys,
-        _work(program, places),
-        places.layer,
+        layout.queries,
+        layout.keys,
+        _work(program, layout),
+        layout.layer,
         program.parts,
     )
     dq, dk, dv = jax.tree.map(lambda x, like: x.astype(like.dtype), gradients, (q, k, v))

@@ -14,7 +14,6 @@ keys are [S, H] and its values [H, S], as the products of attention read them.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -139,25 +138,38 @@ class _CachedBlocks:
     """Blocks [B, K, C, H] of a layer's keys or values, each read when it is asked for."""
 
     cached: Array
+    """The keys or the values of a `Cache`."""
+    axis: int
+    """That of the slots in `cached`, -2 for keys and -1 for values."""
     layer: Any
     batch: int
     size: int
     """C, tokens per block."""
-    axis: int
-    """That of the slots, -2 for keys and -1 for values."""
-    finish: Callable[[Array, Any], Array] = lambda block, _: block
-    """(block, its number) -> the block as attention reads it."""
+    heads: HeadSet
+    """The heads that are asked for."""
+    rotate: Callable[[Array, Tables], Array] | None = None
+    """Turns keys that are cached not rotated; None: nothing is turned."""
+    tables: Tables | None = None
+    """Those of all slots, for `rotate`."""
 
     def __getitem__(self, number: Any) -> Array:
+        first = number * self.size
         block = _slots_of_layer(
             self.cached,
             self.layer,
             batch=self.batch,
-            first=number * self.size,
+            first=first,
             count=self.size,
             axis=self.axis,
         )
-        return self.finish(block if self.axis == -2 else block.swapaxes(-1, -2), number)
+        block = self.heads.keys(block if self.axis == -2 else block.swapaxes(-1, -2), 1)
+        if self.rotate is None:
+            return block
+        of_block = jax.tree.map(
+            lambda table: jax.lax.dynamic_slice_in_dim(table, first, self.size, axis=1),
+            self.tables,
+        )
+        return self.rotate(block.swapaxes(1, 2), of_block).swapaxes(1, 2)
 
 
 def prefill_chunk(
@@ -206,29 +218,19 @@ def prefill_chunk(
             [jnp.repeat(piece.key_positions(key_index), B, 0) for piece in pieces],
         )
 
-        def rotated_block(block: Array, number: Any, tables: Tables) -> Array:
-            of_block = jax.tree.map(
-                lambda table: jax.lax.dynamic_slice_in_dim(table, number * size, size, axis=1),
-                tables,
-            )
-            return rotate(block.swapaxes(1, 2), of_block).swapaxes(1, 2)
-
         def of_heads(heads: HeadSet) -> Array:
-            def key_block(tables: Tables, block: Array, number: Any) -> Array:
-                block = heads.keys(block, 1)
-                return block if rotated else rotated_block(block, number, tables)
-
-            keys = _CachedBlocks(cache.keys, layer, B, size, -2)
-            values = _CachedBlocks(cache.values, layer, B, size, -1)
             own_q = heads.queries(q)
             num_keys = heads.keys(k).shape[2]
+            keys = _CachedBlocks(cache.keys, -2, layer, B, size, heads)
+            if not rotated:
+                keys = dataclasses.replace(keys, rotate=rotate)
             return blocked_chunk(
                 [rotate(own_q, tables) for tables in heads.of_pieces(tables_of_queries)],
                 [
-                    dataclasses.replace(keys, finish=functools.partial(key_block, tables))
+                    dataclasses.replace(keys, tables=tables)
                     for tables in heads.of_pieces(tables_of_keys)
                 ],
-                dataclasses.replace(values, finish=lambda block, _: heads.keys(block, 1)),
+                _CachedBlocks(cache.values, -1, layer, B, size, heads),
                 heads.of_pieces(masks),
                 chunk=chunk,
                 num_chunks=num_chunks,

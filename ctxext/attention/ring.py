@@ -103,8 +103,8 @@ def ring(
     if bias is not None:
         tokens = _Tokens(segment_ids, first, bias.query_positions, bias.key_positions)
         slopes = bias.slopes
-    places = tokens, kind, slopes
-    out: Array = _ring(tuple(queries), tuple(keys), values, places, tuple(masks), sharding)
+    layout = _Layout(tokens, kind, slopes)
+    out: Array = _ring(tuple(queries), tuple(keys), values, layout, tuple(masks), sharding)
     return out
 
 
@@ -121,8 +121,19 @@ class _Tokens(NamedTuple):
         return jax.tree.map(lambda x: tiles.split_tokens(x, size), self)
 
 
-Places = tuple[_Tokens, Any, Array | None]
-"""The tokens, and of the layer: the number of its kind, and the slopes [P, N] of P pieces."""
+class _Layout(NamedTuple):
+    """The arrays of a call besides queries, keys and values; no gradient is asked of them."""
+
+    tokens: _Tokens
+    kind: Any
+    """The number of the layer's kind, see `tiles.LayerInputs`."""
+    slopes: Array | None
+    """The slopes of the bias [P, N], for each of P pieces and every query head of the device."""
+
+    def layer(self, groups: int) -> tiles.LayerInputs:
+        """What differs between layers, for heads in groups."""
+        slopes = None if self.slopes is None else tiles.split_slopes(self.slopes, groups)
+        return tiles.LayerInputs(self.kind, slopes)
 
 
 @functools.lru_cache(maxsize=64)
@@ -179,7 +190,9 @@ class _Trip:
         self.token_spec = PartitionSpec(rows, seq)
         self.head_spec = PartitionSpec(rows, seq, heads_axis)
         self.lse_spec = PartitionSpec(seq, rows, heads_axis)  # of [M, B, K, G * C]
-        self.places_spec = (self.token_spec, PartitionSpec(), PartitionSpec(None, heads_axis))
+        self.layout_spec = _Layout(
+            self.token_spec, PartitionSpec(), PartitionSpec(None, heads_axis)
+        )
 
         self.piece_tiles: list[tiles.Tile] = []
         self.tables: list[tuple[Any, Any]] = []
@@ -266,16 +279,16 @@ class _Trip:
 
 
 def _output_and_lse(
-    q: tuple, k: tuple, v: Array, places: Places, masks: tuple, sharding: NamedSharding
+    q: tuple, k: tuple, v: Array, layout: _Layout, masks: tuple, sharding: NamedSharding
 ) -> tuple:
-    packed = places[0].segment_ids is not None
-    trip = _Trip(masks, sharding, q[0].shape, packed=packed, kind=places[1])
+    packed = layout.tokens.segment_ids is not None
+    trip = _Trip(masks, sharding, q[0].shape, packed=packed, kind=layout.kind)
 
-    def local(tables: Any, q: tuple, k: tuple, v: Array, places: Places) -> tuple[Array, Array]:
+    def local(tables: Any, q: tuple, k: tuple, v: Array, layout: _Layout) -> tuple[Array, Array]:
         device = jax.lax.axis_index(trip.axis)
-        layer = _of_layer(places, q[0].shape[2] // v.shape[2])
+        layer = layout.layer(q[0].shape[2] // v.shape[2])
         q, k, v = trip.split(q, k, v)
-        tokens = places[0].split(trip.C)
+        tokens = layout.tokens.split(trip.C)
         queries = trip.blocks(device, tokens.segment_ids, tokens.query_positions, tokens.first)
 
         def step(r: Array, state: tuple, travelling: tuple) -> tuple:
@@ -291,42 +304,37 @@ def _output_and_lse(
 
     return trip.run(
         local,
-        (q, k, v, places),
-        in_specs=(trip.head_spec, trip.head_spec, trip.head_spec, trip.places_spec),
+        (q, k, v, layout),
+        in_specs=(trip.head_spec, trip.head_spec, trip.head_spec, trip.layout_spec),
         out_specs=(trip.head_spec, trip.lse_spec),
     )
 
 
-def _of_layer(places: Places, groups: int) -> tiles.OfLayer:
-    _, kind, slopes = places
-    return tiles.OfLayer(kind, None if slopes is None else tiles.split_slopes(slopes, groups))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _ring(
-    q: tuple, k: tuple, v: Array, places: Places, masks: tuple, sharding: NamedSharding
+    q: tuple, k: tuple, v: Array, layout: _Layout, masks: tuple, sharding: NamedSharding
 ) -> Array:
-    return _output_and_lse(q, k, v, places, masks, sharding)[0]
+    return _output_and_lse(q, k, v, layout, masks, sharding)[0]
 
 
 def _ring_forward(
-    q: tuple, k: tuple, v: Array, places: Places, masks: tuple, sharding: NamedSharding
+    q: tuple, k: tuple, v: Array, layout: _Layout, masks: tuple, sharding: NamedSharding
 ) -> tuple:
-    out, lse = tiles.named(*_output_and_lse(q, k, v, places, masks, sharding))
-    return out, (q, k, v, places, out, lse)
+    out, lse = tiles.named(*_output_and_lse(q, k, v, layout, masks, sharding))
+    return out, (q, k, v, layout, out, lse)
 
 
 def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Array) -> tuple:
-    q, k, v, places, out, lse = saved
-    packed = places[0].segment_ids is not None
-    trip = _Trip(masks, sharding, q[0].shape, packed=packed, kind=places[1])
+    q, k, v, layout, out, lse = saved
+    packed = layout.tokens.segment_ids is not None
+    trip = _Trip(masks, sharding, q[0].shape, packed=packed, kind=layout.kind)
 
     def local(
         tables: Any,
         q: tuple,
         k: tuple,
         v: Array,
-        places: Places,
+        layout: _Layout,
         out: Array,
         lse: Array,
         grad: Array,
@@ -334,11 +342,11 @@ def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Ar
         device = jax.lax.axis_index(trip.axis)
         groups = q[0].shape[2] // v.shape[2]
         dtype = v.dtype
-        layer = _of_layer(places, groups)
+        layer = layout.layer(groups)
         q, k, v = trip.split(q, k, v)
         out, grad = (tiles.split(x, trip.C, groups) for x in (out, grad))
         delta = tiles.output_delta(out, grad)
-        tokens = places[0].split(trip.C)
+        tokens = layout.tokens.split(trip.C)
         queries = trip.blocks(device, tokens.segment_ids, tokens.query_positions, tokens.first)
 
         def step(r: Array, dq: tuple, travelling: tuple) -> tuple:
@@ -359,8 +367,8 @@ def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Ar
     per_input = (per_head, per_head, per_head)
     dq, dk, dv = trip.run(
         local,
-        (q, k, v, places, out, lse, grad),
-        in_specs=(*per_input, trip.places_spec, per_head, trip.lse_spec, per_head),
+        (q, k, v, layout, out, lse, grad),
+        in_specs=(*per_input, trip.layout_spec, per_head, trip.lse_spec, per_head),
         out_specs=per_input,
     )
     return dq, dk, dv, None

@@ -4,6 +4,7 @@ A rotation is linear, so that a multiplier of a query is one of its cos and sin:
 know of it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -51,25 +52,7 @@ def query_tables(
     begins: Any = 0,
 ) -> Tables:
     """The tables of queries at these positions of documents that begin at `begins`."""
-    sliding = None
-    if rotation.sliding is not None:
-        sliding = query_tables(piece, rotation.sliding, positions, begins)
-    whole, part = _mapped(piece.query_positions, positions, begins)
-    if piece.stretched:
-        first, beyond = _stretch_of(rotation)
-        turn = rotation._replace(attention_factor=1.0).tables(jnp.full_like(whole, first))
-        cos, sin = _turned(beyond.tables(whole - first, part), turn)
-    else:
-        cos, sin = rotation.tables(whole, part)
-    if piece.query_scale is None:
-        return Tables(cos, sin, sliding=sliding)
-    scale = jnp.asarray(piece.query_scale(positions - begins), jnp.float32)
-    scale = jnp.broadcast_to(scale, positions.shape)
-    unscaled = (piece.unscaled_layers, cos, sin) if piece.unscaled_layers else None
-    if piece.scaled_layers == "all":
-        cos = cos * scale[..., None]
-        sin = sin * scale[..., None]
-    return Tables(cos, sin, scale, unscaled, sliding)
+    return _with_sliding(_query_tables, piece, rotation, positions, begins)
 
 
 def key_tables(
@@ -79,14 +62,48 @@ def key_tables(
     begins: Any = 0,
 ) -> Tables:
     """The tables of keys at these positions of documents that begin at `begins`."""
-    sliding = None
-    if rotation.sliding is not None:
-        sliding = key_tables(piece, rotation.sliding, positions, begins)
+    return _with_sliding(_key_tables, piece, rotation, positions, begins)
+
+
+def _with_sliding(
+    tables_of: Callable[..., Tables],
+    piece: Piece,
+    rotation: AnyRotation,
+    positions: Array,
+    begins: Any,
+) -> Tables:
+    """The tables by a rotation, and those of layers with a window where they have one of theirs."""
+    tables = tables_of(piece, rotation, positions, begins)
+    if rotation.sliding is None:
+        return tables
+    return tables._replace(sliding=tables_of(piece, rotation.sliding, positions, begins))
+
+
+def _query_tables(piece: Piece, rotation: AnyRotation, positions: Array, begins: Any) -> Tables:
+    whole, part = _mapped(piece.query_positions, positions, begins)
+    if piece.stretched:
+        first, beyond = _stretch_of(rotation)
+        turn = rotation._replace(attention_factor=1.0).tables(jnp.full_like(whole, first))
+        cos, sin = _turned(beyond.tables(whole - first, part), turn)
+    else:
+        cos, sin = rotation.tables(whole, part)
+    if piece.query_scale is None:
+        return Tables(cos, sin)
+    scale = jnp.asarray(piece.query_scale(positions - begins), jnp.float32)
+    scale = jnp.broadcast_to(scale, positions.shape)
+    unscaled = (piece.unscaled_layers, cos, sin) if piece.unscaled_layers else None
+    if piece.scaled_layers == "all":
+        cos = cos * scale[..., None]
+        sin = sin * scale[..., None]
+    return Tables(cos, sin, scale, unscaled)
+
+
+def _key_tables(piece: Piece, rotation: AnyRotation, positions: Array, begins: Any) -> Tables:
     whole, part = _mapped(piece.key_positions, positions, begins)
     if piece.stretched:
         _, beyond = _stretch_of(rotation)
-        return Tables(*beyond.tables(whole, part), sliding=sliding)
-    return Tables(*rotation.tables(whole, part), sliding=sliding)
+        return Tables(*beyond.tables(whole, part))
+    return Tables(*rotation.tables(whole, part))
 
 
 def _stretch_of(rotation: AnyRotation) -> tuple[Array, Any]:

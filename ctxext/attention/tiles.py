@@ -57,25 +57,27 @@ class Blocks(NamedTuple):
         )
 
 
-class OfLayer(NamedTuple):
-    """The layer's part of a call: the number of its kind, and the slopes [P, K, G] of P pieces.
+class LayerInputs(NamedTuple):
+    """What differs between the layers that run one program; empty if they are alike without bias.
 
-    Both are None for models whose layers are all alike and have no bias.
+    Both fields may be traced.
     """
 
     kind: Any = None
+    """The number of the layer's kind, which chooses the mask of a `PerKind`."""
     slopes: Array | None = None
+    """The slopes of the bias [P, K, G], for each of P pieces and every query head."""
 
-    def one(self, part: Any, parts: Parts) -> "OfLayer":
+    def one(self, part: Any, parts: Parts) -> "LayerInputs":
         """The same for the heads of a part."""
         if self.slopes is None:
             return self
         P, _, G = self.slopes.shape
         of_parts = self.slopes.reshape(P, parts.heads, -1, G)
-        return OfLayer(self.kind, of_parts[:, part % parts.heads])
+        return LayerInputs(self.kind, of_parts[:, part % parts.heads])
 
 
-ALL_ALIKE = OfLayer()
+ALL_ALIKE = LayerInputs()
 
 
 @runtime_checkable
@@ -116,7 +118,7 @@ class Tile:
     """The tokens may be of different segments, which then have to be compared."""
 
     def scores(
-        self, q: Array, k: Array, query: Blocks, key: Blocks, layer: OfLayer = ALL_ALIKE
+        self, q: Array, k: Array, query: Blocks, key: Blocks, layer: LayerInputs = ALL_ALIKE
     ) -> Array:
         """Products q k of a block pair, float32 [B, K, G * C, C]; hidden ones MASK_VALUE.
 
@@ -317,7 +319,7 @@ def accumulate_softmax(
     queries: Blocks,
     keys: Blocks,
     work: Work,
-    layer: OfLayer = ALL_ALIKE,
+    layer: LayerInputs = ALL_ALIKE,
     parts: Parts = WHOLE,
 ) -> tuple:
     """The softmax state with the block pairs of `work` taken in, part after part."""
@@ -385,7 +387,7 @@ def accumulate_gradients(
     queries: Blocks,
     keys: Blocks,
     work: Work,
-    layer: OfLayer = ALL_ALIKE,
+    layer: LayerInputs = ALL_ALIKE,
     parts: Parts = WHOLE,
 ) -> tuple:
     """(dq, dk, dv), float32, with the block pairs of `work` taken in.

@@ -16,20 +16,28 @@ GRID = 1000
 
 @dataclasses.dataclass(frozen=True)
 class CREAM(Positions):
-    """Head, middle and tail of a text of f T tokens, in rows of T, f = floor(L' / T) (2406.07138).
+    """Three pieces of a long text in a row: its head, its tail and some of its middle (2406.07138).
 
-    Head and tail have h = floor(T / 3) tokens or, as often, min(4 f, floor(T / 2)), at the ends of
-    0 .. f T - 1. The middle, M = T - 2 h tokens, ends at e ~ U{floor(h + (M - 1) k / 2) ..
-    floor(k T / 2) - h - 1}, and may touch the others. k is a normal number with `mean` and
-    `deviation`, clamped to 2 .. 2 f and rounded down; or e ~ U{T - h .. f T - h - 1}. All this is
-    the released code's. Its clamping is not a truncated normal distribution: with mean 9, f = 4
-    gives k = 8 in 63 % of the rows. There, one choice of h serves thousands of documents; here each
-    row has its own.
+    A row of T tokens stands for a text of f T, where f = floor(L' / T) and L' is
+    `max_position_embeddings`. Its positions are three blocks without gaps in them:
 
-    A row has the tokens of the text at its positions. The target of a token is the next one in the
-    text, where the released code lets a block's last token predict the first of the next. LongReD
-    (arXiv 2502.07365) moves the positions of contiguous text instead (`text`), with mean 1 + f and
-    deviation 5. L' = `max_position_embeddings`. Raises ValueError if T exceeds it.
+    * head: h tokens from position 0 on. For half of the rows h = floor(T / 3), for the others
+      min(4 f, floor(T / 2)).
+    * tail: h tokens up to the last position, f T - 1.
+    * middle: the other M = T - 2 h tokens, which end at position e and may touch head or tail.
+      e ~ U{floor(h + (M - 1) k / 2) .. floor(k T / 2) - h - 1}, where k is a normal number with
+      `mean` and `deviation`, clamped to 2 .. 2 f and rounded down. With `middle` "uniform",
+      e ~ U{T - h .. f T - h - 1}.
+
+    These rules are the released code's. Two remarks on it: clamping makes no truncated normal
+    distribution (with mean 9 and f = 4, k is 8 in 63 % of the rows), and its one choice of h serves
+    thousands of documents, where here each row has its own.
+
+    With `text` "positions", a row has the tokens that a text of f T has at these positions, and the
+    target of a token is the next one of the text; in the released code the last token of a block
+    predicts the first of the next block. With "row", T tokens of contiguous text get the positions,
+    as in LongReD (arXiv 2502.07365), whose mean is 1 + f and deviation 5. Raises ValueError if T
+    exceeds L'.
     """
 
     paper: ClassVar[str] = "2406.07138"
