@@ -28,7 +28,7 @@ def refusal(request: Request) -> str:
         return f"it computes in bfloat16, not {np.dtype(request.dtype)}"
     if request.packed:
         return "it does not know segments, so that packed documents would see each other"
-    if not _is_single_call(request.masks):
+    if not is_single_call(request.masks):
         try:
             jax_internals.attention_with_lse()
         except ValueError as error:
@@ -49,7 +49,7 @@ def cudnn(
     assert segment_ids is None
 
     def local(q: tuple[Array, ...], k: tuple[Array, ...], v: Array, _: None) -> Array:
-        if not _is_single_call(masks):
+        if not is_single_call(masks):
             return merge.attend(_forward, q, k, v, masks)
         (mask,) = masks
         assert isinstance(mask, Band)
@@ -62,7 +62,8 @@ def cudnn(
     return on_each_device(local, sharding)(tuple(queries), tuple(keys), values, None)
 
 
-def _is_single_call(masks: Sequence[Any]) -> bool:
+def is_single_call(masks: Sequence[Any]) -> bool:
+    """Whether cuDNN evaluates these pieces in one call, and their gradient too."""
     return len(masks) == 1 and isinstance(masks[0], Band) and masks[0].low == 0
 
 

@@ -44,8 +44,9 @@ class KernelSpec:
     """The kernel "auto" may become this one."""
     holds_scores: bool = False
     """It holds the scores [T, S] of all heads at once and recomputes none."""
-    names_output: bool = True
-    """Rematerialisation can keep its output, because it has a name (`tiles.SAVED_NAME`)."""
+    names_output: Callable[[Sequence[LayerMask]], bool] = lambda masks: True
+    """Rematerialisation can keep the output of these masks, because what the gradient needs of it
+    has a name (`tiles.SAVED_NAME`)."""
     takes_layers: bool = True
     """It takes what differs between layers and models: one mask per kind of layer (`PerKind`) and a
     bias; see `evaluate`."""
@@ -89,18 +90,26 @@ def _dense(
 TABLE: dict[Kernel, KernelSpec] = {
     "splash": KernelSpec(splash.splash, splash.refusal, platforms=("tpu",), takes_layers=False),
     "cudnn": KernelSpec(
-        cudnn.cudnn, cudnn.refusal, platforms=GPU, names_output=False, takes_layers=False
+        cudnn.cudnn,
+        cudnn.refusal,
+        platforms=GPU,
+        # Of a single call, the library keeps what its own gradient needs, without a name.
+        names_output=lambda masks: not cudnn.is_single_call(masks),
+        takes_layers=False,
     ),
     "ring": KernelSpec(ring, cut=True),
     "blocked": KernelSpec(blocked, reads_chunks=True),
     "dense": KernelSpec(
-        _dense, automatic=False, holds_scores=True, names_output=False, reads_ahead=True
+        _dense,
+        automatic=False,
+        holds_scores=True,
+        names_output=lambda masks: False,
+        reads_ahead=True,
     ),
 }
 """Every kernel, in the order in which "auto" tries them."""
 
 HOLDS_SCORES = {name for name, spec in TABLE.items() if spec.holds_scores}
-UNNAMED_OUTPUT = {name for name, spec in TABLE.items() if not spec.names_output}
 
 
 def refusal(kernel: Kernel, request: Request) -> str:

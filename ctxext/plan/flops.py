@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ctxext.attention.kernels import HOLDS_SCORES, UNNAMED_OUTPUT
+from ctxext.attention.heads import head_sets
+from ctxext.attention.kernels import HOLDS_SCORES, TABLE
+from ctxext.attention.length import pieces_of_any_length
 from ctxext.attention.visible import visible_pairs
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
@@ -76,7 +78,7 @@ def step_flops(job: Job, *, all_pairs: bool = False) -> Flops:
     # What it recomputes: with remat the layers, except their last product, whose result no gradient
     # needs; and in any case the scores, half of attention, of kernels that do not hold them.
     recomputes_attention = job.remat in ("full", "offload") or (
-        job.remat == "attention" and job.kernel in UNNAMED_OUTPUT
+        job.remat == "attention" and not _keeps_attention(job)
     )
     recomputed = 0
     if job.remat != "none":
@@ -114,6 +116,20 @@ def step_flops(job: Job, *, all_pairs: bool = False) -> Flops:
         + scores
         + attention_of_loss,
         loss=of_loss + attention_of_loss,
+    )
+
+
+def _keeps_attention(job: Job) -> bool:
+    """Whether remat "attention" finds the outputs of attention; so it is said of "auto" too."""
+    if job.kernel not in TABLE:
+        return True
+    pieces = pieces_of_any_length(job.attention)
+    layers = job.config.layers
+    num_heads = (job.config.num_attention_heads, job.config.num_key_value_heads)
+    return all(
+        TABLE[job.kernel].names_output(heads.of_pieces(layers.masks(pieces, kind)))
+        for kind in range(len(layers.kinds))
+        for heads in head_sets(pieces, *num_heads)
     )
 
 

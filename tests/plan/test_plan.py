@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from ctxext.attention import Causal
+from ctxext.attention import Attention, Causal
 from ctxext.cli.main import main
 from ctxext.data import Batch
 from ctxext.experiment import Experiment, load_experiment
@@ -359,6 +359,26 @@ def test_operations_are_those_of_the_traced_program(changes, remat):
         flops = step_flops(job, all_pairs=True)
         counted = products(jax.make_jaxpr(function)(*arguments).jaxpr)
         assert counted == (flops.total if gradient else flops.forward)
+
+
+def test_which_kernels_recompute_attention_under_remat():
+    """The forward pass of attention, 4 N H per pair and layer, where its output has no name."""
+    config = tiny.config()
+    per_pair = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+
+    def recomputed(kernel: str, attention: Attention) -> int:
+        job, _, _ = traced(config, remat="attention", gradient=True)
+        job = dataclasses.replace(job, kernel=kernel, attention=attention)
+        pairs = job.batch_size * visible_pairs(attention, job.seq_len, None)
+        named = step_flops(dataclasses.replace(job, kernel="blocked")).recomputed
+        again, rest = divmod(step_flops(job).recomputed - named, per_pair * pairs)
+        assert rest == 0
+        return again
+
+    extended = SelfExtend(2, 5)
+    assert recomputed("splash", Causal()) == recomputed("splash", extended) == 0
+    # One call of cuDNN keeps to itself what its gradient needs; several are merged, with a name.
+    assert (recomputed("cudnn", Causal()), recomputed("cudnn", extended)) == (1, 0)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
