@@ -217,7 +217,8 @@ class Experiment:
     rope: RopeScaling | None = None
     """The frequencies to train; None and `Unscaled` keep those of the checkpoint."""
     attention: Attention = Causal()
-    """Who attends to whom, in training and evaluation."""
+    """Who attends to whom in training; and afterwards, unless it only makes training cheaper, as
+    `s2-attn` does: evaluations and exports are then with full attention."""
     positions: Positions = Contiguous()
     """The positions of tokens in training."""
     trainable: Trainable = Full()
@@ -263,6 +264,11 @@ class Experiment:
     def effective_scaling(self, base: RopeScaling) -> RopeScaling:
         """The scaling that is trained, over a base checkpoint that carries `base`."""
         return meant_scaling(self.rope, base)
+
+    @property
+    def evaluated_attention(self) -> Attention:
+        """The attention of the trained model, in evaluations during training too."""
+        return self.attention.after_training
 
     @property
     def training_data(self) -> Source:

@@ -267,12 +267,13 @@ def _put_slices(leaf: Any, read: Callable[..., Any]) -> Any:
 
 def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, dtype: str, trust: bool) -> LM:
     config, scaling = read_config(run.path, trust=trust)
+    trained_with = read_saved(run.config_file, Attention, key="attention", trust=trust)
     return LM(
         config,
         load_run_params(run, config, mesh, checkpoint=checkpoint, dtype=dtype, trust=trust),
         load_tokenizer(run.base),
         scaling=scaling,
-        attention=read_saved(run.config_file, Attention, key="attention", trust=trust),
+        attention=trained_with.after_training,
         mesh=mesh,
         generation_config=read_generation_config(run.base),
         about=run.about(),

@@ -104,7 +104,8 @@ def train_only(
     track: Sequence[str] = DEFAULT_TRACKERS,
 ) -> Path:
     """Train or resume, and return the run directory. Raises ValueError for missing text."""
-    requirements.check_context(experiment, training_only=True)
+    num_devices = len(jax.devices())
+    requirements.check_context(experiment, training_only=True, num_devices=num_devices)
     requirements.check(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
     with directory.lock(), start_sinks(experiment, directory, track=track) as sinks:
@@ -134,7 +135,7 @@ def run(
     questions that do not fit their length, and if another process runs in the directory.
     """
     # The context first, because checking the text reads all of it.
-    requirements.check_context(experiment)
+    requirements.check_context(experiment, num_devices=len(jax.devices()))
     requirements.check(experiment)
     directory = open_run(experiment, run_dir, file)
     with directory.lock():
@@ -174,7 +175,7 @@ def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run
             steps = 0
             scaling = experiment.effective_scaling(base.scaling)
             result = base.with_method(
-                scaling, experiment.attention, allow_shorter=experiment.allow_shorter
+                scaling, experiment.evaluated_attention, allow_shorter=experiment.allow_shorter
             )
         with clock.stage("evaluate"):
             model = _evaluate(experiment, result, scaled, steps, directory, sinks)
@@ -232,7 +233,7 @@ def _check_export(experiment: Experiment) -> None:
     check(
         config,
         scaling,
-        experiment.attention,
+        experiment.evaluated_attention,
         to=experiment.export.to,
         window=window,
         dtype=experiment.export.dtype,
@@ -322,7 +323,7 @@ def _price_of_evaluations(experiment: Experiment, base: LM, devices: int) -> lis
         {*range(settings.eval_every, settings.steps, settings.eval_every), settings.steps}
     )
     scaling = experiment.effective_scaling(base.scaling)
-    lm = base.with_method(scaling, experiment.attention, allow_shorter=True)
+    lm = base.with_method(scaling, experiment.evaluated_attention, allow_shorter=True)
     described = evaluated_model(lm)
     works = [Work(e.full_title, lm, calls_of(e, lm, e.items(), described)) for e in chosen.evals]
     evaluating = times * sum(work.operations.total for work in works)

@@ -13,7 +13,7 @@ from ctxext.attention import Attention
 from ctxext.attention.ring import check_length
 from ctxext.data import text_on_disk
 from ctxext.data.documents import Field, Found, check_beginnings, check_texts, find_files
-from ctxext.data.sources import Split, TextOnDisk, TextSource
+from ctxext.data.sources import Prepared, Split, TextOnDisk, TextSource
 from ctxext.data.token_files import is_prepared, open_prepared, read_index
 from ctxext.experiment import Experiment
 from ctxext.losses import CrossEntropy
@@ -22,6 +22,7 @@ from ctxext.model.context import meant_scaling
 from ctxext.rope import RopeScaling
 from ctxext.rope_by_length import checked_switch_lengths
 from ctxext.rundir import RunDir
+from ctxext.serialization import type_tag
 from ctxext.training import evaluation_set
 
 
@@ -118,12 +119,15 @@ def check_held_out(source: TextSource, *, model: str) -> None:
     """Say how many documents of a held-out part there are, which reads all of them.
 
     model: a run or a checkpoint. Raises ValueError if there are none, or if the run held out less.
+    Of prepared data, that is the share that `ctxext prepare` held out.
     """
     if not isinstance(source, Split):
         return
     path = Path(model)
     if loading.is_run(path):  # a name on the hub is none, and is not downloaded for this
-        share = RunDir(path).settings()["train"].get("held_out", 0.0)
+        settings = RunDir(path).settings()
+        default = settings["train"].get("held_out", 0.0)
+        share = min(_shares_held_out(settings.get("data"), default), default=default)
         if source.share > share:
             advice = f"give at most --held-out {share:g}" if share else "leave --held-out out"
             raise ValueError(
@@ -134,6 +138,38 @@ def check_held_out(source: TextSource, *, model: str) -> None:
     if not held_out.documents:
         raise ValueError(held_out.note)
     print(f"data: {held_out.note}", file=sys.stderr)
+
+
+def _shares_held_out(data: Any, share: float) -> Iterator[float]:
+    """What each text in the data of a run, as JSON, holds out of training.
+
+    share: `train.held_out`, which is that of files of text. Prepared data has its own, which is
+    said to be unknown where the directory is gone.
+    """
+    if isinstance(data, list):
+        for item in data:
+            yield from _shares_held_out(item, share)
+    if not isinstance(data, dict):
+        return
+    kind = data.get("__type__")
+    if kind == type_tag(Split):
+        yield data["share"] if data["split"] == "train" else 0.0
+        return
+    path = data.get("path")
+    root = Path(str(path)).expanduser()
+    if path is not None and is_prepared(root):
+        own = read_index(root).get("held_out")
+        yield own if isinstance(own, int | float) else 0.0
+    elif kind == type_tag(Prepared):
+        print(
+            f"data: the run trained on prepared data in {path}, which is not here: what that held "
+            "out of training is not known, and --held-out is not compared with it",
+            file=sys.stderr,
+        )
+    elif path is not None:
+        yield share
+    else:
+        yield from _shares_held_out(list(data.values()), share)
 
 
 def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], None]) -> None:
@@ -150,13 +186,16 @@ def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], No
     read(found, Field(text.field, option, chat_option, text.is_chat))
 
 
-def check_context(experiment: Experiment, *, training_only: bool = False) -> None:
+def check_context(
+    experiment: Experiment, *, training_only: bool = False, num_devices: int | None = None
+) -> None:
     """Raise ValueError for a factor that gives less context than the base checkpoint declares.
 
     Also for a choice by a measure that is not evaluated during training, for frequencies that
     cannot follow each document, for a loss that cannot train this base, for rows that cannot be cut
     over devices, and for evaluations that this attention cannot answer. With `training_only`, only
-    what is trained is checked. Reads no weights.
+    what is trained is checked. num_devices: those that it runs on; without it, rows are not checked
+    where mesh.seq is -1, the remaining devices. Reads no weights.
     """
     methods: list[Any] = [] if experiment.rope is None else [experiment.rope]
     if not training_only:
@@ -169,7 +208,7 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
     _check_attention(experiment, training_only=training_only)
     if experiment.train.steps:
         _check_loss(experiment)
-        _check_rows(experiment)
+        _check_rows(experiment, num_devices)
     if experiment.train.steps and experiment.train.rope_length == "document":
         config, base_scaling = loading.base_config(experiment)
         for scaling in (experiment.rope, *(() if training_only else experiment.baselines)):
@@ -185,7 +224,7 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
 
 def _check_attention(experiment: Experiment, *, training_only: bool) -> None:
     """Raise ValueError for evaluations that a method of the experiment cannot answer."""
-    trained = experiment.attention
+    trained = experiment.evaluated_attention
     evaluated = [trained, *(m for m in experiment.zero_shot if isinstance(m, Attention))]
     for attention in [] if training_only else evaluated:
         for evaluation in experiment.evals:
@@ -199,10 +238,12 @@ def _check_attention(experiment: Experiment, *, training_only: bool) -> None:
                 raise ValueError(f"train.eval_set: {error}") from error
 
 
-def _check_rows(experiment: Experiment) -> None:
+def _check_rows(experiment: Experiment, num_devices: int | None) -> None:
     """Raise ValueError for rows, or short texts of the loss, that mesh.seq cannot cut."""
     devices = experiment.mesh.seq
-    if devices < 2:  # of -1, the remaining devices, the number is known when the run starts
+    if num_devices is not None:
+        devices = experiment.mesh.sizes_over(num_devices)["seq"]
+    if devices < 2:
         return
     check_length(experiment.train.seq_len, devices, what="rows (train.seq_len)")
     config, _ = loading.base_config(experiment)

@@ -231,7 +231,8 @@ training, `ssmax` and `alibi` need it, and all others work without.
 * *Attention is spread over too many tokens:* `log-temperature`, around what you have: `--method
   log-temperature --training-length 4096 --inner dca --chunk-size 3072 --local-window 512`. Alone
   it does not make a model read farther.
-* *Training at the new length is too expensive:* `s2-attn` while training, causal attention after.
+* *Training at the new length is too expensive:* `s2-attn`. The run that trains with it evaluates,
+  exports and generates with full attention.
 """
 
 

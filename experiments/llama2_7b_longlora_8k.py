@@ -6,8 +6,9 @@
 Settings of the paper: Position Interpolation with factor 2; adapters of rank 8 and alpha 16 without
 dropout on q, k, v and o, every norm and the embedding fully trained; 1,000 steps of 64 rows,
 learning rate 2e-5 after 20 steps of warm-up, AdamW (0.9, 0.95) without weight decay. The paper
-trains with shifted sparse attention (`--method s2-attn`) to save time. This is full attention,
-which the paper calls LoRA+, the setting that S2-Attn approximates.
+trains with shifted sparse attention to save time and evaluates with full attention, as a run with
+`--method s2-attn` does. This trains with full attention too, which the paper calls LoRA+, the
+setting that S2-Attn approximates.
 
 The trained part is 140 M parameters; the other 6.6 B are kept in bfloat16. A checkpoint is 1.7 GB.
 Hardware: eight devices of one machine, 8 rows at a time (mesh.fsdp 8). Time (an estimate; we have

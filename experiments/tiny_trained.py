@@ -5,9 +5,6 @@ plain fine-tuning.
         everything with three seeds; it resumes by itself, and --dry-run says how long it takes
     python experiments/tables/tiny_methods.py runs/tiny-trained/*-?
         one table of it, with paired intervals and adjusted p-values
-    ctxext eval runs/tiny-trained/s2-attn-0 --method causal --evals passkey ppl --wording code \\
-        --seq-len 256 512 1024
-        S2-Attn with full attention after training, as it is meant; the same questions
     ctxext run experiments/tiny_trained.py --seed 1
         the frequencies alone, with one seed
     ctxext report runs/tiny-trained/frequencies-? --seeds
@@ -19,7 +16,7 @@ method and seed, such as `cream-0`, all under YaRN unless said otherwise:
 * long-rope2: each document of a batch with the frequencies of its length.
 * nope: no rotation, in rows of one window, as DroPE recalibrates.
 * ssmax: scalable softmax with s = 1 / ln L, which changes nothing at the window L.
-* s2-attn: groups of one window, T / 4, in training and in the evaluation of the run.
+* s2-attn: groups of one window, T / 4, in training; asked with full attention, as in the paper.
 * pose, cream, long-recipe, rand-pos, random-gaps: rows of one window at positions of four.
 * long-ce (short contexts of one window, K = L and I = L / 4 as in the paper), long-red.
 

@@ -8,6 +8,7 @@ import pytest
 
 from ctxext import pipeline, requirements
 from ctxext.assets import TINY_LLAMA
+from ctxext.attention import Attention
 from ctxext.cli.main import main
 from ctxext.data import Files, Mix, Stdlib, Upsampled
 from ctxext.evals import Perplexity, Retrieval
@@ -174,16 +175,27 @@ def test_the_context_is_checked_before_all_text_is_read(start, tmp_path, monkeyp
         start(tiny_experiment(tmp_path), run_dir=tmp_path / "run")
 
 
-LEAKING = S2AttnAsReleased(64, 16)
+FOR_TRAINING = S2AttnAsReleased(64, 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaking(Attention):
+    """The same pieces as a method of its own, which a trained model keeps."""
+
+    def pieces(self, seq_len):
+        return FOR_TRAINING.pieces(seq_len)
+
+
+LEAKING = Leaking()
 PASSKEY = Retrieval((128,), n=1)
 
 
 @pytest.mark.parametrize(
     ("changes", "train", "training_only", "message"),
     [
-        ({"attention": LEAKING, "evals": (PASSKEY,)}, {}, False, "passkey: S2AttnAsReleased shows"),
-        ({"zero_shot": (LEAKING,), "evals": (PASSKEY,)}, {}, False, "or leave this one out"),
-        ({"attention": LEAKING}, {"eval_every": 3}, True, "train.eval_set: passkey: S2AttnAs"),
+        ({"attention": LEAKING, "evals": (PASSKEY,)}, {}, False, "passkey: Leaking shows"),
+        ({"zero_shot": (FOR_TRAINING,), "evals": (PASSKEY,)}, {}, False, "or leave this one out"),
+        ({"attention": LEAKING}, {"eval_every": 3}, True, "train.eval_set: passkey: Leaking"),
     ],
 )
 def test_attention_that_sees_later_tokens_is_not_asked_to_write(
@@ -193,6 +205,13 @@ def test_attention_that_sees_later_tokens_is_not_asked_to_write(
     experiment = dataclasses.replace(tiny_experiment(Stdlib("train"), **train), **changes)
     with pytest.raises(ValueError, match=message):
         requirements.check_context(experiment, training_only=training_only)
+
+
+def test_what_writes_may_follow_a_training_that_leaks():
+    """After S2-Attn as released, a run has full attention."""
+    experiment = tiny_experiment(Stdlib("train"), eval_every=3)
+    experiment = dataclasses.replace(experiment, attention=FOR_TRAINING, evals=(PASSKEY,))
+    requirements.check_context(experiment)
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,14 @@ class Attention(abc.ABC):
         """How pieces that are `stretched` turn pairs over a scaling with this `rope`."""
         return None
 
+    @property
+    def after_training(self) -> "Attention":
+        """What a run that trains with it has afterwards: in evaluations, exports and generation.
+
+        The same, unless it only makes training cheaper.
+        """
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Attention):

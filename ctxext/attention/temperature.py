@@ -81,6 +81,10 @@ class QueryTemperature(Attention):
     def stretch(self, rope: Rope, base: RopeBase, seq_len: int) -> Stretch | None:
         return self.inner.stretch(rope, base, seq_len)
 
+    @property
+    def after_training(self) -> Attention:
+        return dataclasses.replace(self, inner=self.inner.after_training)
+
 
 def scaled(
     piece: Piece,

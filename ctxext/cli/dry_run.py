@@ -22,7 +22,7 @@ from ctxext.training import evaluation_set
 
 def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> str:
     """Shapes, parameters, method, batch and steps of an experiment as text; allocates nothing."""
-    requirements.check_context(experiment)
+    requirements.check_context(experiment, num_devices=len(jax.devices()))
     context = loading.base_context(experiment)
     scaling = experiment.effective_scaling(scaling)
     facts = [
@@ -59,6 +59,8 @@ def _method_facts(
     experiment: Experiment, config: LlamaConfig, scaling: RopeScaling
 ) -> Iterator[tuple[str, str]]:
     attention = label([experiment.attention])
+    if experiment.evaluated_attention != experiment.attention:
+        attention += f" (after training {label([experiment.evaluated_attention])})"
     positions = label([experiment.positions])
     yield "method", f"{label([scaling])}, {attention} attention, {positions} positions"
     config.check_scaling(scaling)

@@ -69,14 +69,15 @@ def _place(method: Any, config: LlamaConfig, name: str) -> dict[str, str]:
         if isinstance(method, RopeScaling):
             seq_len = round(FACTOR * config.max_position_embeddings)
             return {"how": COLUMNS[name](method, config, seq_len)}
-        if isinstance(method, Attention):
+        if isinstance(method, Attention) and method.after_training == method:
             native = export.config_with(method, config, to="hf" if name == "vllm" else name)
             if native == config:
                 return {"how": "yes"}
             if name == "vllm":
                 raise ValueError(f"vLLM's code for model_type {native.family} was not read")
             return {"how": native.family}
-        # Positions are not part of a model: the scaling that they trained is exported.
+        # Positions, and attention for training alone, are not part of a model: the scaling that
+        # they trained is exported.
         return {"how": "training"}
     except ValueError as error:
         return {"how": "refused", "reason": str(error)}

@@ -4,16 +4,17 @@ import dataclasses
 from typing import Any, ClassVar
 
 from ctxext.attention.masks import Chunks
-from ctxext.attention.pieces import Attention, Heads, Mask, Piece
+from ctxext.attention.pieces import Attention, Causal, Heads, Mask, Piece
 
 
 @dataclasses.dataclass(frozen=True)
 class S2Attn(Attention):
     """Causal attention in groups of G tokens, shifted by G // 2 for half of the heads (2309.12307).
 
-    It makes training at a new length cheap; evaluation is with full attention. The released code
-    has G = T / 4 for rows of T tokens. As in its file for flash attention, the shifted groups at
-    the two ends of a text are shorter; its other file joins them to one: `S2AttnAsReleased`.
+    It makes training at a new length cheap. A run that trains with it evaluates, exports and
+    generates with full attention, as the paper does. The released code has G = T / 4 for rows of T
+    tokens. As in its file for flash attention, the shifted groups at the two ends of a text are
+    shorter; its other file joins them to one: `S2AttnAsReleased`.
     """
 
     paper: ClassVar[str] = "2309.12307"
@@ -31,6 +32,10 @@ class S2Attn(Attention):
             Piece(Chunks(size, 0, 1), heads=Heads(0, 0.5)),
             Piece(shifted, heads=Heads(0.5, 1)),
         )
+
+    @property
+    def after_training(self) -> Attention:
+        return Causal()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +67,9 @@ class S2AttnAsReleased(Attention):
 
     As in the file of LongLoRA (arXiv 2309.12307) without flash attention, which rolls a text of
     `row_length` T tokens round. It is for repeating such a training, with the kernel "dense" and
-    rows of one document of T tokens; a model trained by it has learned from the future. Raises
-    ValueError for an odd G, for which that file moves outputs by one token.
+    rows of one document of T tokens; a model trained by it has learned from the future. The run
+    evaluates with full attention. Raises ValueError for an odd G, for which that file moves outputs
+    by one token.
     """
 
     paper: ClassVar[str] = "2309.12307"
@@ -84,3 +90,7 @@ class S2AttnAsReleased(Attention):
             Piece(Chunks(self.group_size, 0, 1), heads=Heads(0, 0.5)),
             Piece(_WrappedGroups(self.group_size, self.row_length), heads=Heads(0.5, 1)),
         )
+
+    @property
+    def after_training(self) -> Attention:
+        return Causal()

@@ -258,7 +258,7 @@ class _Stages:
     def _trained(self, experiment: Experiment) -> list[Any]:
         """The methods of the trained model."""
         _, base_scaling = loading.base_config(experiment)
-        return [experiment.effective_scaling(base_scaling), experiment.attention]
+        return [experiment.effective_scaling(base_scaling), experiment.evaluated_attention]
 
     @functools.cached_property
     def _weight_bytes(self) -> float:

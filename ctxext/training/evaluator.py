@@ -103,7 +103,7 @@ class Evaluator:
             experiment.trainable.materialize(join(params, frozen), {}),
             base.tokenizer,
             scaling=experiment.effective_scaling(base.scaling),
-            attention=experiment.attention,
+            attention=experiment.evaluated_attention,
             dtype=experiment.train.dtype,
             mesh=experiment.mesh,
             generation_config=base.generation_config,

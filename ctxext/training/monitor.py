@@ -1,10 +1,11 @@
 """Diagnostics during training, measured on fixed rows and outside the training step.
 
 On rows of the run's own data that no step trains on: the loss by the number of tokens seen, and the
-largest attention logit of every layer. On held-out text as long as the base's window: the loss, and
-how far it has risen since step 0.
+largest attention logit of every layer. On held-out text as long as the base's window: the loss with
+the attention of evaluations, and how far it has risen since step 0.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -81,8 +82,11 @@ class Monitor:
         self._mesh = experiment.mesh
         self._first_short_loss = first_short_loss
         self._trainable = experiment.trainable
-        self._setup = ModelSetup(
+        self._long_setup = ModelSetup(
             base.config, experiment.attention, settings.kernel, settings.dtype, experiment.mesh
+        )
+        self._short_setup = dataclasses.replace(
+            self._long_setup, attention=experiment.evaluated_attention
         )
         rope_base = base.config.rope_base()
         window = rope_base.original_max_position_embeddings
@@ -136,10 +140,10 @@ class Monitor:
         """
         whole = join(params, frozen)
         long_losses, peaks = self._measure(
-            whole, self._long_batch, self._long_rotation, with_logits=True
+            whole, self._long_batch, self._long_setup, self._long_rotation, with_logits=True
         )
         short_losses, _ = self._measure(
-            whole, self._short_batch, self._short_rotation, with_logits=False
+            whole, self._short_batch, self._short_setup, self._short_rotation, with_logits=False
         )
         short_weights = self._short_batch.weights
         short_nll = (short_losses.astype(np.float64) * short_weights).sum()
@@ -183,7 +187,13 @@ class Monitor:
         return row
 
     def _measure(
-        self, params: Params, batch: Batch, rotation: Any, *, with_logits: bool
+        self,
+        params: Params,
+        batch: Batch,
+        setup: ModelSetup,
+        rotation: Any,
+        *,
+        with_logits: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         arrays = {
             name: self._mesh.rows(x) for name, x in batch._asdict().items() if name != "weights"
@@ -193,7 +203,7 @@ class Monitor:
             arrays,
             rotation,
             with_logits=with_logits,
-            setup=self._setup,
+            setup=setup,
             remat=self._train.remat,
             trainable=self._trainable,
         )

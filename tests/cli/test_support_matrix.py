@@ -208,7 +208,7 @@ def test_the_command_shows_the_matrix(capsys):
     assert rows["ntk"]["hf"]["how"] == "default"
     assert rows["revised-yarn"]["hf"]["how"] == "generic"
     assert rows["long-rope"]["hf"]["how"] == "longrope"
-    assert rows["pose"]["hf"]["how"] == "training"
+    assert rows["pose"]["hf"]["how"] == rows["s2-attn"]["hf"]["how"] == "training"
     assert "September 2026" in rows["ntk-by-parts"]["vllm"]["reason"]
     assert isinstance(METHODS["ntk-by-parts"], NTKByParts)
     assert rows["self-extend"]["hf"]["reason"].startswith("SelfExtend is a way to run a model")

@@ -372,4 +372,8 @@ def test_lengths_that_a_ring_cannot_cut_are_refused_before_they_start(seq_len, d
     )
     with pytest.raises(ValueError, match=message):
         check_context(experiment)
-    check_context(dataclasses.replace(experiment, mesh=Mesh(seq=-1)))
+    rest = dataclasses.replace(experiment, mesh=Mesh(data=2, seq=-1))
+    with pytest.raises(ValueError, match=message):
+        check_context(rest, num_devices=2 * devices)
+    check_context(rest)  # a sweep is submitted from elsewhere
+    check_context(rest, num_devices=2)

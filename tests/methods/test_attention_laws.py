@@ -111,6 +111,16 @@ def test_leaky_rerope_is_between_plain_rope_and_rerope():
     np.testing.assert_allclose(output(m.LeakyRerope(20, 10**9)), output(m.Rerope(20)), atol=1e-6)
 
 
+@pytest.mark.parametrize("method", [m.S2Attn(16), m.S2AttnAsReleased(T, 24)])
+def test_what_trains_only_is_full_attention_afterwards(method):
+    """Within another method too, whose own part stays."""
+    assert method.after_training == Causal()
+    wrapped = m.LogTemperature(64, inner=method)
+    assert wrapped.after_training == m.LogTemperature(64)
+    other = m.LogTemperature(64, inner=m.DCA(24, 8))
+    assert other.after_training == other
+
+
 def test_only_dense_evaluates_the_leak_of_s2_attn_as_released():
     method = m.S2AttnAsReleased(T, 24)
     facts = {"platform": "cpu", "seq_len": T, "dtype": "float32", "packed": False}

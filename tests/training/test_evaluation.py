@@ -12,13 +12,14 @@ import pytest
 import ctxext
 from ctxext import pipeline
 from ctxext.assets import TINY_LLAMA
+from ctxext.attention import Causal
 from ctxext.data import Files, Split
 from ctxext.evals import Perplexity, Retrieval, evaluated_model
 from ctxext.evals.record import AnswerRecord, LossRecord
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment, Export, Train
 from ctxext.files import read_jsonl
-from ctxext.methods import Linear
+from ctxext.methods import Linear, S2Attn
 from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import init_params
 from ctxext.model.lm import LM
@@ -107,10 +108,14 @@ class Answers(Sink):
 
 
 def test_the_numbers_are_those_of_the_saved_checkpoint(texts, tmp_path):
-    """Retrieval and perplexity, asked again of the run as it is opened from its directory."""
+    """Retrieval and perplexity, asked again of the run as it is opened from its directory.
+
+    It trains with the groups of S2-Attn; both are with full attention, as LongLoRA is evaluated.
+    """
     experiment = experiment_of(
         texts, eval_set=("retrieval", "loss"), eval_lengths=(128,), steps=1, eval_every=5
     )
+    experiment = dataclasses.replace(experiment, attention=S2Attn(32))
     sink = Answers()
     run = run_of(experiment, tmp_path / "run", (sink,))
     first, last = rows(run)
@@ -120,6 +125,7 @@ def test_the_numbers_are_those_of_the_saved_checkpoint(texts, tmp_path):
     assert retrieval.n * len(retrieval.depths) == 10
     assert not {*retrieval.items()} & {*experiment.evals[0].items()}
     lm = ctxext.load(run.path)
+    assert lm.attention == Evaluator(experiment, base(), chosen).model({}, {}).attention == Causal()
     records = evaluate(lm, chosen.evals, progress=False)
     assert last["eval/passkey@128"] == accuracy(records, 128)
     assert last["eval/loss@128"] == nats_per_token(records, 128)

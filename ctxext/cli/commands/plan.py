@@ -38,10 +38,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import loading, requirements
+    from ctxext.plan.accelerators import topology
     from ctxext.plan.plan import Plan
 
     experiment = options.read_experiment(args, rest)
-    requirements.check_context(experiment)
+    # A search tries other meshes than that of the experiment.
+    is_given = args.topology and not args.search
+    num_devices = topology(args.topology)[1] if is_given else None
+    requirements.check_context(experiment, num_devices=num_devices)
     plan = Plan.of(
         experiment,
         *loading.base_config(experiment),
