@@ -266,8 +266,8 @@ def export_adapter(
     run = RunDir(path)
     config, scaling = loading.read_config(path, trust=trust)
     settings = run.settings()
-    attention = read_saved(run.config_file, Attention, key="attention", trust=trust)
-    config_with(attention, config, to="peft")
+    trained_with = read_saved(run.config_file, Attention, key="attention", trust=trust)
+    config_with(trained_with.after_training, config, to="peft")
     # The base has to declare these frequencies.
     window = config.max_position_embeddings
     check(config, scaling, Causal(), to="hf", window=window, dtype="float32")

@@ -190,9 +190,9 @@ class _Trip:
         self.token_spec = PartitionSpec(rows, seq)
         self.head_spec = PartitionSpec(rows, seq, heads_axis)
         self.lse_spec = PartitionSpec(seq, rows, heads_axis)  # of [M, B, K, G * C]
-        self.layout_spec = _Layout(
-            self.token_spec, PartitionSpec(), PartitionSpec(None, heads_axis)
-        )
+        # In the places of the arrays that they are for.
+        specs: list[Any] = [self.token_spec, PartitionSpec(), PartitionSpec(None, heads_axis)]
+        self.layout_spec = _Layout(*specs)
 
         self.piece_tiles: list[tiles.Tile] = []
         self.tables: list[tuple[Any, Any]] = []

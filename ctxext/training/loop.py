@@ -118,7 +118,7 @@ def train(
         print(log.evaluating.note, file=sys.stderr)
     if done < settings.steps:
         if watch.over_at is None:
-            note = f"saved; resume with: {_command()}"
+            note = f"saved; resume with: {command_line()}"
         else:
             note = f"early: {watch.reason}"
         print(f"stopped after step {done} of {settings.steps}, {note}", file=sys.stderr)

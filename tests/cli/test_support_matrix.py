@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ctxext import export
+from ctxext.attention import Attention
 from ctxext.cli.main import main
 from ctxext.cli.support_matrix import COLUMNS, example, places
 from ctxext.files import write_json
@@ -34,11 +35,15 @@ WIDE = dataclasses.replace(TINY, vocab_size=424)
 SCALINGS = {name: method for name, method in METHODS.items() if isinstance(method, RopeScaling)}
 
 
+def in_a_trained_model(method: RopeScaling | Attention) -> RopeScaling | Attention:
+    return method.after_training if isinstance(method, Attention) else method
+
+
 @pytest.mark.parametrize("name", NOT_POSITIONS)
 def test_the_matrix_refuses_exactly_the_exports_that_fail(name, tmp_path):
     method = METHODS[name]
     place = places(method, TINY)["hf"]
-    lm = LM(TINY, random_params(), tokenizer()).with_method(method)
+    lm = LM(TINY, random_params(), tokenizer()).with_method(in_a_trained_model(method))
     if place["how"] == "refused":
         with pytest.raises(ValueError) as error:
             export.export(lm, tmp_path / "out", seq_len=LENGTH)
@@ -47,7 +52,8 @@ def test_the_matrix_refuses_exactly_the_exports_that_fail(name, tmp_path):
         return
     export.export(lm, tmp_path / "out", seq_len=LENGTH)
     spec = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
-    expected = {"generic": "longrope", "yes": "default"}.get(place["how"], place["how"])
+    plain = dict.fromkeys(("yes", "training"), "default")
+    expected = (plain | {"generic": "longrope"}).get(place["how"], place["how"])
     assert spec["rope_type"] == expected
     generic = "short_factor" in spec and spec["short_factor"] == spec["long_factor"]
     assert generic == (place["how"] == "generic")
@@ -76,7 +82,8 @@ def written_or_refused(place: dict[str, str], out: Path, write: Callable[[], obj
 def test_meta_and_gguf_are_as_the_matrix_says(name, tmp_path):
     place = places(METHODS[name], WIDE)
     config = dataclasses.replace(WIDE, initializer_range=0.02)
-    lm = LM(config, random_params(config), tokenizer()).with_method(METHODS[name])
+    method = in_a_trained_model(METHODS[name])
+    lm = LM(config, random_params(config), tokenizer()).with_method(method)
     meta = tmp_path / "out"
     if written_or_refused(
         place["meta"], meta, lambda: export.export(lm, meta, to="meta", seq_len=LENGTH)
@@ -135,7 +142,8 @@ def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
     ):
         how = places(method, TINY)["hf"]["how"]
         rope_type = json.loads((out / "config.json").read_text())["rope_parameters"]["rope_type"]
-        assert rope_type == {"generic": "longrope", "yes": "default"}.get(how, how)
+        plain = dict.fromkeys(("yes", "training"), "default")
+        assert rope_type == (plain | {"generic": "longrope"}).get(how, how)
 
 
 def vllm_reads(scaling: RopeScaling) -> tuple[np.ndarray, float]:
