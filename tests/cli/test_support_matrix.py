@@ -32,6 +32,8 @@ from support.tiny_train import tiny_experiment, write_texts
 METHODS = {name: example(method, TINY) for name, method in all_methods().items()}
 NOT_POSITIONS = [name for name in METHODS if seam(type(METHODS[name])) != "positions"]
 WIDE = dataclasses.replace(TINY, vocab_size=424)
+PLAIN = {"yes": "default", "training": "default"}
+"""The rope_type in files of models whose frequencies a method leaves as they are."""
 SCALINGS = {name: method for name, method in METHODS.items() if isinstance(method, RopeScaling)}
 
 
@@ -52,8 +54,7 @@ def test_the_matrix_refuses_exactly_the_exports_that_fail(name, tmp_path):
         return
     export.export(lm, tmp_path / "out", seq_len=LENGTH)
     spec = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
-    plain = dict.fromkeys(("yes", "training"), "default")
-    expected = (plain | {"generic": "longrope"}).get(place["how"], place["how"])
+    expected = (PLAIN | {"generic": "longrope"}).get(place["how"], place["how"])
     assert spec["rope_type"] == expected
     generic = "short_factor" in spec and spec["short_factor"] == spec["long_factor"]
     assert generic == (place["how"] == "generic")
@@ -102,7 +103,8 @@ def test_meta_and_gguf_are_as_the_matrix_says(name, tmp_path):
             scaling_type = "default"
         else:
             scaling_type = field.contents()
-        assert scaling_type == {"yes": "default"}.get(place["gguf"]["how"], place["gguf"]["how"])
+        how = place["gguf"]["how"]
+        assert scaling_type == PLAIN.get(how, how)
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +144,7 @@ def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
     ):
         how = places(method, TINY)["hf"]["how"]
         rope_type = json.loads((out / "config.json").read_text())["rope_parameters"]["rope_type"]
-        plain = dict.fromkeys(("yes", "training"), "default")
-        assert rope_type == (plain | {"generic": "longrope"}).get(how, how)
+        assert rope_type == (PLAIN | {"generic": "longrope"}).get(how, how)
 
 
 def vllm_reads(scaling: RopeScaling) -> tuple[np.ndarray, float]:
