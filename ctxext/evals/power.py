@@ -8,6 +8,9 @@ import numpy as np
 
 from ctxext.evals.stats import Numbers, cluster_index
 
+LEVEL = 0.05
+"""Of significance, two-sided."""
+
 
 def required_pairs(
     effect: float, *, discordant: float = 0.1, power: float = 0.8, level: float = 0.05
@@ -115,24 +118,37 @@ def _clustered(
     return np.asarray(values, np.float64), index, np.bincount(index)
 
 
+def least_p(num_texts: int) -> float:
+    """The smallest p-value of the exact test that flips the signs of so many texts: 2 / 2^n."""
+    return 2.0 ** (1 - num_texts)
+
+
 def plan_sentence(num_items: int, num_texts: int, *, depths: int = 1) -> str:
     """Say which differences `num_items` questions per length about `num_texts` texts can show.
 
     For example: 20 questions per depth, 100 per length, can tell methods apart that differ by 9
     points or more (80 % power, if 10 % of the answers differ). Where questions share texts, both
-    extremes are given: all independent, and all answers about a text the same.
+    extremes are given: all independent, and all answers about a text the same. Of five texts or
+    fewer no test can show anything, which is said instead.
     """
     counts = f"{num_items} questions per length"
     if depths > 1:
         counts = f"{num_items // depths} questions per depth, {num_items} per length"
-    if_independent = detectable(num_items)
-    if_together = detectable(num_texts)
-    if not math.isfinite(if_independent):
-        return f"{counts}: too few to tell any two methods apart."
-    points = f"{_points(if_independent)} points or more"
     is_shared = num_texts != num_items
     if is_shared:
         counts += f" about {num_texts} texts"
+    if_independent = detectable(num_items)
+    if_together = detectable(num_texts)
+    if least_p(num_texts) > LEVEL or not math.isfinite(if_independent):
+        too_few = f"{counts}: too few{' texts' * is_shared} to tell any two methods apart"
+        if not is_shared:
+            return f"{too_few}."
+        return (
+            f"{too_few} by a test, whose p is at least {least_p(num_texts):.2g} then; the "
+            "intervals say what can be said."
+        )
+    points = f"{_points(if_independent)} points or more"
+    if is_shared:
         points += " if the questions about one text are independent"
     differ = "10 % of the answers differ"
     if if_independent > 0.1 or (is_shared and if_together > 0.1):

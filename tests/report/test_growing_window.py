@@ -73,6 +73,20 @@ def test_the_planted_departure_is_found():
     ]
 
 
+def test_a_departure_that_chance_may_explain_is_not_claimed():
+    """Of four books, one is left: the mean is above 10 %, and its band is not."""
+    records = [*books(GOOD, 10**9, count=3), book(GOOD, 3, 640)]
+    ((entry,),) = Results(records).books
+    assert entry.departure.value == 640
+    assert entry.departure.high is None
+    (line,) = [text for text in verdict(records) if "read through" in text]
+    assert line.endswith(
+        "it is not shown that the loss leaves its level at home (the second half of the window) by "
+        "10 % of perplexity up to all 2,048 tokens; 4 books do not exclude it from "
+        f"{entry.departure.low:,} tokens on."
+    )
+
+
 def test_the_loss_beyond_the_window_is_compared_with_the_base_by_book():
     """Books differ by 0.4 nats, which is in neither the difference nor its interval."""
     records = books(BAD, 640) + [book(GOOD, d, 10**9, noise=0.05 * d) for d in range(4)]

@@ -300,7 +300,7 @@ def test_a_base_without_right_answers_was_asked():
     assert below_of(by_depth(study, yarn))["in-window baseline"] == ["0/4", None]
     assert study.effective_context(yarn, 0.85) is None
     text = " ".join(verdict(records))
-    assert "in-window baseline of yarn after 60 steps has no right answers" in text
+    assert "at its window of 256 tokens, the base as it is has no right answers; see" in text
     assert "The in-window baseline is 0/4 at the window of 256 tokens" in text
     assert "in-window baseline not asked" not in tables(records)
 
@@ -315,7 +315,7 @@ def test_a_base_with_few_right_answers_is_no_measure_of_how_far_another_reads():
     assert study.baselines[0].correct == 1
     assert study.effective_context(yarn, 0.85) is None
     text = " ".join(verdict(records))
-    assert "has 1 right answers of 4, too few to measure how far it reads" in text
+    assert "has 1 right answer of 4, too few to measure how far yarn after 60 steps reads" in text
     assert "is 1/4 at the window of 256 tokens, fewer than half: there is no threshold" in text
     one_of_four[1] = changed(one_of_four[1], correct=True)
     (study,) = Results([*one_of_four, *asked("yarn", 60, True)]).studies

@@ -1,10 +1,11 @@
 """Two variants on the same questions: pairs, differences, and p-values of a family."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ctxext.evals.power import detectable, effective_sample_size
+from ctxext.evals.power import detectable, effective_sample_size, least_p
 from ctxext.evals.record import AnswerRecord
 from ctxext.evals.stats import Z95, Interval, holm, rate_difference, sign_flip, student_t
 from ctxext.report.analysis.pooling import without_seed
@@ -36,15 +37,19 @@ class Comparison:
     """The same after Holm's adjustment within a family."""
     effective_n: float
     """Effective sample size: pairs about one document are not independent."""
+    num_texts: int
+    """Texts that the pairs are about, whose signs the test flips."""
 
     def minimum_detectable(self, num_comparisons: int) -> float:
         """Percentage points detected with 80 % power, adjusted for the number of comparisons.
 
         Assumes that as large a share of pairs differs as does here, or as the difference takes; inf
-        where no difference could be detected.
+        where no difference could be detected, as of a few texts.
         """
         discordant = (self.only_a + self.only_b) / self.n
         level = ALPHA / num_comparisons
+        if least_p(self.num_texts) > level:
+            return math.inf
         return 100 * detectable(self.effective_n, discordant=discordant, level=level)
 
     @property
@@ -125,7 +130,8 @@ def _effective_pairs(both: Sequence[Pair]) -> float:
 def compare(a: Variant, b: Variant, both: Sequence[Pair]) -> Comparison:
     """b against a over at least one pair; its p-value is not adjusted yet."""
     differences = _differences(both)
-    p = sign_flip(differences, [x.cluster.text for x, _ in both])
+    texts = [x.cluster.text for x, _ in both]
+    p = sign_flip(differences, texts)
     return Comparison(
         a,
         b,
@@ -138,6 +144,7 @@ def compare(a: Variant, b: Variant, both: Sequence[Pair]) -> Comparison:
         p=p,
         adjusted_p=p,
         effective_n=_effective_pairs(both),
+        num_texts=len(set(texts)),
     )
 
 

@@ -198,6 +198,12 @@ def growing_window_sentence(entry: BookLosses) -> str:
             f"{name}: the loss stays within {PERCENT} % of the perplexity at home (the second half "
             f"of the window) up to all {last:,} tokens{interval}."
         )
+    if departure.low is not None and departure.high is None:
+        return (
+            f"{name}: it is not shown that the loss leaves its level at home (the second half of "
+            f"the window) by {PERCENT} % of perplexity up to all {last:,} tokens; {books} do not "
+            f"exclude it from {departure.low:,} tokens on."
+        )
     return (
         f"{name}: the loss leaves its level at home (the second half of the window), by {PERCENT} "
         f"% of perplexity, after {departure.value:,} tokens{interval}."

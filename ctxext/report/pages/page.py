@@ -49,6 +49,7 @@ def render(runs: Sequence[RunData]) -> str:
         proofs=[(run.name, describe_proof(run.proof)) for run in runs if run.proof],
         provenance=[(run.name, facts(run)) for run in runs],
         several=len(runs) > 1,
+        chosen=any(len(study.trained or study.zero_shot_methods) > 1 for study in results.studies),
         more="The other variants and tasks" if len(results.studies) > 1 else "The other variants",
     )
 

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ctxext.evals.power import least_p
 from ctxext.evals.record import EvalRecord
 from ctxext.evals.stats import EffectiveLength, Interval
-from ctxext.report.analysis.comparisons import Comparison
+from ctxext.report.analysis.comparisons import ALPHA, Comparison
 from ctxext.report.analysis.growing_window import differences_to_base
 from ctxext.report.analysis.pooling import seeds_of
 from ctxext.report.analysis.records import TaskResults, Variant, seq_lens
@@ -195,11 +196,15 @@ class _TaskVerdict:
 
     def tested(self, comparison: Comparison, other: str) -> str:
         """The counts of both, their difference with its interval, and its p-values."""
-        family = f"{self.num_comparisons} comparison{'s' * (self.num_comparisons != 1)}"
-        return (
-            f"{counts_text(comparison, other)}, exact {p_text(comparison.p)}, "
-            f"{adjusted_p_text(comparison)} over {family}."
-        )
+        sentence = f"{counts_text(comparison, other)}, exact {p_text(comparison.p)}"
+        if self.num_comparisons > 1:
+            family = f"{self.num_comparisons} comparisons"
+            sentence += f", {adjusted_p_text(comparison)} over {family}"
+        least = least_p(comparison.num_texts)
+        if least > ALPHA:
+            few = f"{comparison.num_texts} text{'s' * (comparison.num_texts != 1)}"
+            sentence += f" (the test cannot give less than {least:.2g} with {few})"
+        return f"{sentence}."
 
     def against_best(self) -> list[str]:
         """The other trained methods: those that the best one beats, and those that it does not."""
@@ -325,15 +330,16 @@ def _why_unknown(study: Study, variant: Variant) -> str:
             f"as it is at its window too (`--seq-len {variant.window}`)"
         )
     if baseline.is_weak:
-        right = (
-            f"{baseline.correct} right answers of {len(baseline.records)}, too few to measure how "
-            "far it reads"
-            if baseline.correct
-            else "no right answers"
-        )
+        right = "no right answers"
+        if baseline.correct:
+            answers = f"right answer{'s' * (baseline.correct != 1)}"
+            right = (
+                f"{baseline.correct} {answers} of {len(baseline.records)}, too few to measure how "
+                f"far {variant.phrase} reads"
+            )
         return (
-            f"the in-window baseline of {variant.phrase} has {right}; ask another task or "
-            f"wording that the base can answer, such as `ctxext eval "
+            f"at its window of {baseline.variant.window:,} tokens, the base as it is has {right}; "
+            f"see whether it can answer another task or wording: `ctxext eval "
             f"{baseline.variant.model.checkpoint} --evals niah lines --wording prose code`"
         )
     return f"{variant.phrase} was asked at a single length"
@@ -425,6 +431,12 @@ def baseline_text(baseline: Baseline, *, named: bool) -> str:
 def effective_sample_text(comparisons: Sequence[Comparison]) -> str:
     """How many independent pairs the comparisons amount to."""
     n = max(c.n for c in comparisons)
+    num_texts = min(c.num_texts for c in comparisons)
+    if num_texts < n and least_p(num_texts) > ALPHA:
+        return (
+            f"{n} pairs are about {num_texts} texts, too few to tell how far answers about one "
+            f"text go together: they count as {num_texts} to {n} independent ones."
+        )
     low = round(min(c.effective_n for c in comparisons))
     high = round(max(c.effective_n for c in comparisons))
     if low == high:
