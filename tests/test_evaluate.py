@@ -377,7 +377,7 @@ def test_a_card_shows_the_results_of_its_own_checkpoint(tmp_path):
     }
     assert run_card(run, described[100])["summary"] == ""
     assert "versions" not in run_card(run, described[100])  # it recorded none
-    command = "ctxext run a.py --init /home/me/base"
+    command = "ctxext run a.py --init /opt/me/base"
     recorded = {"versions": {"jax": "0.10", "flax": None}, "git_commit": "c0ffee"}
     run.provenance_file.write_text(json.dumps({**recorded, "command": command}))
     card = run_card(run, described[100])

@@ -117,7 +117,7 @@ def test_the_front_matter_of_a_base_is_read(tmp_path):
     [
         ("ctxext run a.py --seed 3", "ctxext run a.py --seed 3"),
         (
-            "ctxext run /home/me/a.py --init ~/base --data.path=../x/t",
+            "ctxext run /opt/me/a.py --init ~/base --data.path=../x/t",
             "ctxext run a.py --init base --data.path=t",
         ),
         ("ctxext run mine.py --method /tmp/m.py:Mine", "ctxext run mine.py --method m.py:Mine"),

@@ -374,6 +374,6 @@ def test_an_adapter_is_published_for_a_base_that_others_find(tmp_path: Path) -> 
         edit(out / "proof.json", files=proven | {"base/config.json": "0" * 64})
         return Publication.of(out, REPO)
 
-    with pytest.raises(ValueError, match="names the base '/home/me/base', which nobody else can"):
-        publication("/home/me/base")
+    with pytest.raises(ValueError, match="names the base '/opt/me/base', which nobody else can"):
+        publication("/opt/me/base")
     assert publication("owner/base").files.keys() == files(out).keys()
