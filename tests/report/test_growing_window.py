@@ -19,6 +19,8 @@ from ctxext.report.analysis.results import Results
 from ctxext.report.pages.sections import growing_window_section
 from ctxext.report.pages.styles import method_styles, variant_styles
 from ctxext.tracking.means import eval_logs
+from support.planted import passkey_record
+from support.records import changed
 
 WINDOW = 256
 LENGTH = 2048
@@ -71,6 +73,23 @@ def test_the_planted_departure_is_found():
         "yarn(factor=8), read through the same 4 books: beyond the window the loss is 0.79 nats "
         "per token lower than without scaling (95 % CI of the difference -0.79 to -0.79).",
     ]
+
+
+def test_where_retrieval_answers_nothing_the_books_do():
+    asked = [
+        passkey_record(rope, 0, seq_len, 0.5, i, i < right)
+        for rope in ("none", "yarn(factor=4)")
+        for seq_len, right in ((256, 1), (1024, 0))
+        for i in range(8)
+    ]
+    records = books(GOOD, 10**9) + books(BAD, 640)
+    against, unknown = verdict([*asked, *records])[:2]
+    assert against == verdict(records)[-1]
+    assert against.startswith("yarn(factor=8), read through the same 4 books: beyond the window")
+    assert unknown.startswith("Unknown: at its window of 256 tokens, the base as it is has 1 right")
+    # With an answer of retrieval, that comes first.
+    known = [changed(r, correct=True) if r.seq_len == 256 else r for r in asked]
+    assert "read through" not in verdict([*known, *records])[0]
 
 
 def test_a_departure_that_chance_may_explain_is_not_claimed():

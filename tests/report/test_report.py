@@ -322,6 +322,14 @@ def test_a_base_with_few_right_answers_is_no_measure_of_how_far_another_reads():
     assert study.effective_context(yarn, 0.85) is not None
 
 
+def test_the_share_that_a_guess_among_the_values_in_a_text_gets_right():
+    one = asked("none", 0, True)
+    assert "a guess among them" not in tables(one)
+    of_sixteen = [changed(record, distances=tuple(range(16))) for record in one]
+    note = "Every text holds 16 values: a guess among them is right in 6 % of the questions."
+    assert note in tables(of_sixteen)
+
+
 def test_what_was_asked_at_other_lengths_is_said():
     records = [*asked("none", 0, True, (256,)), *asked("yarn", 60, True, (256, 512))]
     text = " ".join(verdict(records))

@@ -40,8 +40,20 @@ def score_text(scores: Scores) -> str:
 def accuracy_table(study: Study) -> Table[Any]:
     """Right answers by length."""
     title = f"{study.task.name}: right / asked, % [95 % interval], {PROBABILITY}"
-    notes = control_note(study.task.variants)
+    notes = [*guess_note(study.task), *control_note(study.task.variants)]
     return table_by_length(title, study.scores, score_text, key="retrieval", notes=notes)
+
+
+def guess_note(task: TaskResults) -> list[str]:
+    """What taking any of the values in a text gives, where texts hold as many values each."""
+    counts = {len(record.question.distances) for record in task.records}
+    if counts == {1} or len(counts) != 1 or 0 in counts:
+        return []
+    (count,) = counts
+    return [
+        f"Every text holds {count} values: a guess among them is right in {100 / count:.0f} % of "
+        "the questions."
+    ]
 
 
 def samples_table(study: Study) -> Table[Any]:

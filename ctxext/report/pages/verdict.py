@@ -20,6 +20,8 @@ from ctxext.terminal import printable_line
 
 BASE = "the base as it is"
 """How an untrained model is called that a method is compared with."""
+UNKNOWN = "Unknown"
+"""Begins a headline about a variant whose reach retrieval does not show."""
 Topic = Literal["does it work", "how far", "compared with what", "how sure"]
 
 
@@ -30,6 +32,8 @@ class Finding(NamedTuple):
     sentence: str
     main: bool = True
     """False for variants other than the best, and for tasks other than the first."""
+    is_of_books: bool = False
+    """True for the loss of books against that of the base."""
 
 
 def verdict(records: Iterable[EvalRecord]) -> list[str]:
@@ -53,7 +57,7 @@ def findings(results: Results) -> list[Finding]:
         for study, comparisons in zip(results.studies, results.comparisons, strict=True)
     ]
     if len(verdicts) == 1:
-        return [*verdicts[0].findings(), *_of_texts(results)]
+        return _answer_first([*verdicts[0].findings(), *_of_texts(results)])
     of_tasks = [
         Finding(
             finding.topic,
@@ -69,14 +73,25 @@ def findings(results: Results) -> list[Finding]:
     for task_verdict in verdicts:
         names = names_by_headline.setdefault(task_verdict.headline(), [])
         names.append(task_verdict.study.task.name)
-    return [
-        *(
-            Finding("does it work", f"{_enumeration(names)}: {headline}")
-            for headline, names in names_by_headline.items()
-        ),
-        *of_tasks,
-        *_of_texts(results),
-    ]
+    return _answer_first(
+        [
+            *(
+                Finding("does it work", f"{_enumeration(names)}: {headline}")
+                for headline, names in names_by_headline.items()
+            ),
+            *of_tasks,
+            *_of_texts(results),
+        ]
+    )
+
+
+def _answer_first(found: Sequence[Finding]) -> list[Finding]:
+    """The same, and where retrieval answers nothing, what books show is the first answer."""
+    headlines = [finding for finding in found if finding.topic == "does it work"]
+    if not all(UNKNOWN in finding.sentence for finding in headlines):
+        return list(found)
+    answers = [f._replace(topic="does it work") for f in found if f.is_of_books and f.main]
+    return [*answers, *(f for f in found if not (f.is_of_books and f.main))]
 
 
 def _of_texts(results: Results) -> list[Finding]:
@@ -96,7 +111,7 @@ def _of_texts(results: Results) -> list[Finding]:
             sentence = against_base_sentence(difference, _without_method(variant))
             if sentence:
                 is_main = variant.trained or not any_trained
-                found.append(Finding("compared with what", sentence, is_main))
+                found.append(Finding("compared with what", sentence, is_main, is_of_books=True))
     return found
 
 
@@ -313,7 +328,7 @@ def reads_beyond_window(study: Study, variant: Variant) -> str:
     """Is the effective context longer than the window?"""
     length = study.effective.get(variant)
     if length is None:
-        return f"Unknown: {_why_unknown(study, variant)}."
+        return f"{UNKNOWN}: {_why_unknown(study, variant)}."
     if length.low > variant.window:
         return f"Yes: {variant.phrase} reads beyond the window."
     return f"Not shown: it is not certain that {variant.phrase} reads beyond the window."
