@@ -87,7 +87,7 @@ class DeclaredContext:
         if is_carried and length < self.declared <= asked:
             raise ValueError(
                 f"config.json contradicts itself: max_position_embeddings is {self.declared:,}, "
-                f"but {_described(self.scaling)} makes {length:,} tokens of the {self.original:,} "
+                f"but {described(self.scaling)} makes {length:,} tokens of the {self.original:,} "
                 f"of pre-training. Set it to {length:,}, or correct the factor or the window of "
                 f"pre-training; or give --allow-shorter, which writes {length:,}"
             )
