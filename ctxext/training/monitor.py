@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -71,6 +72,15 @@ def band_sums(
     return np.bincount(band, nll, num_bands), np.bincount(band, weight, num_bands)
 
 
+def first_short_loss(metrics: Path) -> float | None:
+    """The loss on short text at step 0, None if it was not measured.
+
+    Evaluations during training have a row at step 0 too.
+    """
+    rows = (row for row in read_jsonl(metrics) if row["step"] == 0)
+    return next((row["short_loss"] for row in rows if "short_loss" in row), None)
+
+
 class Monitor:
     """Measures a run every `train.monitor_every` steps; see `of`."""
 
@@ -120,10 +130,8 @@ class Monitor:
         """
         if not 0 < experiment.train.monitor_every <= experiment.train.steps:
             return None
-        first_short_losses = broadcast_from_primary(
-            lambda: [row["short_loss"] for row in read_jsonl(run.metrics_file) if row["step"] == 0]
-        )
-        return cls(experiment, base, rows, first_short_losses[0] if first_short_losses else None)
+        first = broadcast_from_primary(lambda: first_short_loss(run.metrics_file))
+        return cls(experiment, base, rows, first)
 
     def due(self, step: int) -> bool:
         """True if a row is due after `step`; after step 0 only if its loss is not known yet."""

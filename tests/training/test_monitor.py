@@ -26,7 +26,14 @@ from ctxext.positions import Contiguous
 from ctxext.rundir import RunDir
 from ctxext.tracking import JsonlSink
 from ctxext.training.loop import train
-from ctxext.training.monitor import NEVER, Monitor, band_sums, bands, tokens_seen
+from ctxext.training.monitor import (
+    NEVER,
+    Monitor,
+    band_sums,
+    bands,
+    first_short_loss,
+    tokens_seen,
+)
 from support.reference_llama import ReferenceLlama
 from support.tiny_train import CONFIG, ByteTokenizer, tiny_base, tiny_experiment, write_texts
 
@@ -50,6 +57,19 @@ def start(experiment, path, base=None):
 
 def bits(tree) -> bytes:
     return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
+
+
+def test_the_first_loss_is_read_next_to_evaluations_at_the_same_step(tmp_path):
+    """As a run resumes that has both, in either order."""
+    measured, asked = {"step": 0, "short_loss": 1.5}, {"step": 0, "eval/passkey@64": 0.5}
+    later = {"step": 20, "short_loss": 2.5}
+    cases = [([asked, measured, later], 1.5), ([measured, asked], 1.5), ([asked, later], None)]
+    for number, (rows, expected) in enumerate(cases):
+        sink = JsonlSink(tmp_path / f"{number}.jsonl")
+        for row in rows:
+            sink.log(row)
+        assert first_short_loss(tmp_path / f"{number}.jsonl") == expected
+    assert first_short_loss(tmp_path / "none.jsonl") is None
 
 
 def test_bands_are_doublings_that_end_at_the_length():
