@@ -32,7 +32,8 @@ def advice(smallest: float, total: int) -> str:
     share = math.ceil(1000 * smallest) / 1000
     if total < 2 or share > 0.5:
         return "it takes more documents, each of which is held out as a whole or not at all"
-    return f"--train.held-out {max(share, 0.001):g} holds one out"
+    enough = f"{max(share, 0.001):g}"
+    return f"--train.held-out {enough} (in eval, --held-out {enough}) holds one out"
 
 
 class HeldOut(NamedTuple):

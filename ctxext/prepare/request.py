@@ -19,6 +19,8 @@ from ctxext.prepare.encode import Recipe
 from ctxext.tokenization.tokenizer import Tokenizer
 
 REQUEST = "request.json"
+SHARDS = "*.npz"
+"""The finished shards in the directory of unfinished work."""
 
 
 def make_request(
@@ -81,8 +83,8 @@ def file_stamps(files: list[dict[str, Path]]) -> list[tuple[int, int]]:
 def lock_work(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     """The directory of shards, locked.
 
-    Raises ValueError if it belongs to another request, or to a process that is running, and if it
-    is a link.
+    Raises ValueError if it holds finished shards of another request, or belongs to a process that
+    is running, and if it is a link.
     """
     work = out / WORK
     check_places(out, WORK)
@@ -91,7 +93,7 @@ def lock_work(out: Path, request: dict[str, Any]) -> Iterator[Path]:
         make_parent(work / REQUEST)
     advice = "wait for it, stop it, or choose another --out"
     with exclusive_lock(work / "lock", f"{out} is being prepared", advice):
-        if not (work / REQUEST).is_file():
+        if not any(work.glob(SHARDS)):  # nothing is lost by another request
             write_json(work / REQUEST, request)
         check_same_request(out, read_json(work / REQUEST), request)
         for torn in (*work.glob(".*"), *out.glob(".*")):  # temporary files of a killed run

@@ -123,7 +123,7 @@ def test_a_share_that_comes_to_nothing_is_said_with_one_that_does_not(folder):
     assert corpus.held_out
     note = corpus.held_out.note
     assert "none of 72 documents is held out of training: a share of 1e-06 comes to noth" in note
-    (share,) = re.findall(r"--train.held-out (\S+) holds one out", note)
+    (share,) = re.findall(r"--train.held-out (\S+) \(in eval, --held-out \1\) holds one out", note)
     assert documents(Split(Files(str(folder)), "heldout", float(share)))
     (corpus,) = corpora(Split(Files(str(folder / "0.txt")), "train", 1e-6).open(TOKENIZER))
     assert corpus.held_out

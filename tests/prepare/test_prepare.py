@@ -469,6 +469,16 @@ def test_workers_need_no_jax():
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+def test_a_request_that_failed_at_once_does_not_stand_in_the_way_of_the_next(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("id,content\n1,abc\n")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"t\.csv: no column"):
+        run_prepare([table], out)
+    index = run_prepare([lines_file(tmp_path / "a.jsonl", "abc")], out)
+    assert index["splits"]["train"]["documents"] == 3
+
+
 def test_an_existing_directory_is_not_overwritten(tmp_path):
     source = lines_file(tmp_path / "a.jsonl", "abc")
     out = tmp_path / "out"
