@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ctxext.interop import packaged
 from ctxext.interop.families import family_of
 from ctxext.interop.gguf_metadata import check
 from ctxext.interop.ropespec import layer_ropes_from_config
@@ -91,10 +92,13 @@ Not compared with another reader yet.
 def public_name(source: str | Path) -> str:
     """The name of a base for others: of a local directory its own alone, as its path says nothing.
 
-    A name of the hub, or of a model that a package carries, stays as it is.
+    A name of the hub stays as it is; a model that a package carries has the one it has there.
     """
     path = Path(source)
-    return path.resolve().name if path.exists() else str(source)
+    if path.exists():
+        return path.resolve().name
+    packaged_model = packaged.MODELS.get(str(source))
+    return packaged_model.hub if packaged_model else str(source)
 
 
 def versions_text(versions: dict[str, str | None]) -> str:

