@@ -75,6 +75,13 @@ def test_the_planted_departure_is_found():
     ]
 
 
+def test_the_source_of_the_books_is_said_where_it_is_known():
+    unknown = books(GOOD, 10**9)
+    assert "books: documents" not in tables(unknown)
+    of_code = [changed(r, protocol={"source": "Stdlib(split=heldout)"}) for r in unknown]
+    assert "books: documents of Stdlib(split=heldout)." in tables(of_code)
+
+
 def test_where_retrieval_answers_nothing_the_books_do():
     asked = [
         passkey_record(rope, 0, seq_len, 0.5, i, i < right)

@@ -46,8 +46,15 @@ def growing_window_table(entries: Sequence[BookLosses], detail: str = "") -> Tab
         f"it where the perplexity is {PERCENT} % above that at home, by a band that holds for all "
         "positions together."
     )
-    notes = [note, *control_note(entry.variant for entry in entries)]
+    notes = [note, *_source_note(entries), *control_note(entry.variant for entry in entries)]
     return Table(title, columns, entries, notes, "growing_window", entries)
+
+
+def _source_note(entries: Sequence[BookLosses]) -> list[str]:
+    """Where the books come from, which may be files of code."""
+    sources = {record.protocol.get("source") for entry in entries for record in entry.records}
+    names = sorted(str(source) for source in sources - {None})
+    return [f"books: documents of {', '.join(names)}."] if names else []
 
 
 def doublings(entry: BookLosses) -> list[tuple[int, int]]:
