@@ -354,8 +354,8 @@ def _why_unknown(study: Study, variant: Variant) -> str:
             )
         return (
             f"at its window of {baseline.variant.window:,} tokens, the base as it is has {right}; "
-            f"see whether it can answer another task or wording: `ctxext eval "
-            f"{baseline.variant.model.checkpoint} --evals niah lines --wording prose code`"
+            f"see whether it can answer another task, `ctxext eval "
+            f"{baseline.variant.model.checkpoint} --evals niah lines`, or another wording"
         )
     return f"{variant.phrase} was asked at a single length"
 
