@@ -228,7 +228,7 @@ class Attention(abc.ABC):
 
     @property
     def after_training(self) -> "Attention":
-        """What a run that trains with it has afterwards: in evaluations, exports and generation.
+        """The attention used after training with this one: in evaluations, exports and generation.
 
         The same, unless it only makes training cheaper.
         """

@@ -131,7 +131,7 @@ class _Layout(NamedTuple):
     """The slopes of the bias [P, N], for each of P pieces and every query head of the device."""
 
     def layer(self, groups: int) -> tiles.LayerInputs:
-        """What differs between layers, for heads in groups."""
+        """The inputs of the kernel that differ between layers, with the heads in groups."""
         slopes = None if self.slopes is None else tiles.split_slopes(self.slopes, groups)
         return tiles.LayerInputs(self.kind, slopes)
 

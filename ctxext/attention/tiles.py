@@ -58,7 +58,7 @@ class Blocks(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """What differs between the layers that run one program; empty if they are alike without bias.
+    """The inputs that differ between layers of one program; empty if the layers are alike.
 
     Both fields may be traced.
     """

@@ -20,7 +20,7 @@ METHODS_FIRST = ("audit", "rope")
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """What may follow a command: its options, and the values of those that have a few."""
+    """The options of a command, and the possible values of those that have only a few."""
 
     summary: str
     options: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What `ctxext --help` prints: the commands in groups, each with an example."""
+"""The text of `ctxext --help`: the commands in groups, each with an example."""
 
 import shutil
 import textwrap
@@ -48,7 +48,7 @@ class Overview(Parser):
 
 
 def _of_command(name: str, command: Command, width: int) -> list[str]:
-    """What a command does, and the first example of its help."""
+    """The summary of a command, and the first example of its help."""
     summary, *others = (command.__doc__ or "").splitlines()
     begin = f"  {name:<{COLUMN - 2}}"
     indent = " " * COLUMN

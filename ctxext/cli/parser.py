@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"ctxext: {message}{join} {self.prog} --help\n")
 
     def _in_words(self, error: argparse.ArgumentError) -> str:
-        """What is wrong with the value of an option."""
+        """The message about a wrong value of an option."""
         name = error.argument_name or ""
         action = self._option_string_actions.get(name.partition("/")[0])
         missing = re.fullmatch("the following arguments are required: (.*)", error.message)

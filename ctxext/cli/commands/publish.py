@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
-    """What is uploaded, in words."""
+    """A description of the upload."""
     visibility = "private" if facts["private"] else "public"
     files = facts["files"]
     width = len(f"{max(files.values()):,}")
