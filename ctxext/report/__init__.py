@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxext.evals.record import EvalRecord
-from ctxext.report.analysis.directories import run_directories
+from ctxext.report.analysis.directories import is_unfinished, run_directories
 from ctxext.report.analysis.records import latest
 from ctxext.report.pages.summary import summary
 from ctxext.report.pages.text import tables
@@ -35,6 +35,7 @@ __all__ = [
     "expectations",
     "expectations_data",
     "heatmaps",
+    "is_unfinished",
     "latest",
     "left_out",
     "plot_wavelengths",
@@ -188,7 +189,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write one self-contained HTML page about run directories.
 
     runs: a directory that only has a records.jsonl will do. out: by default RUN/report.html for
-    one, ./report.html for several. Raises ValueError for a directory without records.
+    one; for several report.html in the directory that they are in, or here if they are in several.
+    Raises ValueError for a directory without records.
     """
     from ctxext.report.pages import page  # loads the template engine, and jax for frequencies
 

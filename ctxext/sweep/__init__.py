@@ -28,6 +28,8 @@ OUTCOME: dict[str, Shape] = {
 }
 COSTS: dict[str, Shape] = {"seconds": optional(FINITE), "at": TEXT}
 """What was not kept at first: it may be missing."""
+STOPPED = 143
+"""The status of a trial that SIGTERM has stopped, as shells have it: a run itself exits with 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +96,9 @@ def sweep(trials: Sequence[Trial], out: Path, launcher: str, resources: Resource
     """Run the trials that are not done yet, and write one report on all of them, OUT/report.html.
 
     OUT/sweep.json keeps the outcomes, and of trials that run what they are at. A trial is done if
-    it has ended with status 0 with the same command. A trial that fails stops no other. Raises
-    ValueError for an unknown launcher, where its library is missing, and if another process runs a
-    sweep in OUT.
+    it has ended with status 0, and its evaluations too, with the same command. A trial that fails
+    stops no other. Raises ValueError for an unknown launcher, where its library is missing, and if
+    another process runs a sweep in OUT.
     """
     launch = _launcher(launcher)
     lock = out / ".lock"
@@ -128,14 +130,22 @@ def _sweep(
     def keep(started: Mapping[str, Outcome]) -> None:
         write_json(outcomes_file, _as_data(waiting) | earlier | _as_data({**outcomes, **started}))
 
+    by_name = {trial.name: trial for trial in trials}
     if remaining:
         with Watch(remaining, keep=keep, before=before) as watch:
             for outcome in launch(remaining, resources):
-                outcomes[outcome.name] = watch.ended(outcome)
+                outcomes[outcome.name] = watch.ended(_judged(outcome, by_name[outcome.name]))
     outcomes = {trial.name: outcomes[trial.name] for trial in trials}
     runs = [trial.run for trial in trials if not outcomes[trial.name].status]
     page = report.write_report(runs, out / "report.html") if runs else None
     return SweepResult(outcomes, runs, page)
+
+
+def _judged(outcome: Outcome, trial: Trial) -> Outcome:
+    """The outcome of a trial, which failed if something stopped it before its end."""
+    if outcome.status == 0 and report.is_unfinished(trial.run):
+        return trial.outcome(STOPPED, outcome.seconds)
+    return outcome
 
 
 def _as_data(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
@@ -160,7 +170,8 @@ def _read_outcomes(file: Path) -> dict[str, dict[str, Any]]:
 def _is_done(trial: Trial, earlier: dict[str, Any]) -> bool:
     """Whether the trial has already succeeded with the same command."""
     same_command = earlier["command"] == list(trial.command)
-    return earlier["status"] == 0 and same_command and trial.run.is_dir()
+    has_ended = trial.run.is_dir() and not report.is_unfinished(trial.run)
+    return earlier["status"] == 0 and same_command and has_ended
 
 
 def _launcher(name: str) -> Launcher:

@@ -295,6 +295,32 @@ def test_what_trials_cost_is_kept_and_listed_at_the_end(tmp_path: Path, monkeypa
     assert stored == {name: dataclasses.asdict(x) for name, x in result.outcomes.items()}
 
 
+def test_a_trial_that_was_stopped_is_not_done_though_it_ended_with_0(tmp_path: Path, monkeypatch):
+    """As SIGTERM ends the training of a run, before its last evaluation."""
+    trials = [sweep.Trial(name, ("run", name), tmp_path / name) for name in ("a", "b")]
+    asked = []
+
+    def launch(remaining, resources):
+        for trial in remaining:
+            asked.append(trial.name)
+            trial.run.mkdir(exist_ok=True)
+            (trial.run / "records.jsonl").touch()
+            (trial.run / "stages.json").write_text('{"stages": [{"kind": "evaluate"}]}')
+            trial.log.write_text("stopped after step 2 of 6, saved\n")
+            if trial.name == "b" or asked.count("a") == 2:
+                (trial.run / "budget.json").write_text("{}")
+            yield trial.outcome(0, 1.0)
+
+    monkeypatch.setattr("ctxext.sweep._launcher", lambda name: launch)
+    result = sweep.sweep(trials, tmp_path, "local", sweep.Resources())
+    assert (result.failed, result.runs) == (["a"], [tmp_path / "b"])
+    assert "trial a failed with status 143" in result.text
+    assert "stopped after step 2 of 6, saved" in result.text
+    result = sweep.sweep(trials, tmp_path, "local", sweep.Resources())
+    assert (result.failed, len(result.runs)) == ([], 2)
+    assert asked == ["a", "b", "a"]
+
+
 def test_the_time_of_a_trial_is_that_of_its_process(tmp_path: Path, monkeypatch):
     """All its tries, here and in a job."""
     from ctxext.sweep.local import launch

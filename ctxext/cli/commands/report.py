@@ -5,7 +5,7 @@ ctxext report runs/seed-* --seeds --plot seeds.svg
 ctxext report runs/sweep
 
 The directory of a sweep stands for its finished trials. Of several paths, those that are no runs,
-such as logs, are left out, which is said.
+such as logs, and runs that are not finished are left out, which is said.
 """
 
 import argparse
@@ -30,7 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="The page; default: report.html in RUN or in the sweep, or here for several runs.",
+        help="The page; default: report.html in RUN or in the sweep; for several runs, in the "
+        "directory that they are in, or here if they are in several.",
     )
     parser.add_argument(
         "--seeds",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ctxext.report.analysis.run_files import STAGES, read_object
 from ctxext.rundir import RunDir
 
 
@@ -29,3 +30,16 @@ def run_directories(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         found += finished or [path]
         unfinished += [run.name for run in runs if run not in finished]
     return found, unfinished
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a run has not ended its evaluations: it has planned some, which budget.json follows.
+
+    What `ctxext train` leaves, and the --out of `ctxext eval`, plan none. Raises ValueError for
+    damaged files.
+    """
+    run = RunDir(path)
+    if run.budget_file.is_file():
+        return False
+    stages = read_object(run.stages_file, STAGES).get("stages", [])
+    return any(stage.get("kind") == "evaluate" for stage in stages)

@@ -45,6 +45,8 @@ BUDGET: Shape = {
     "texts": optional(COUNT),
     "evaluations": [{"title": TEXT, "asked": COUNT, "declared": COUNT}],
 }
+STAGES: Shape = {"stages": [{"kind": TEXT}]}
+"""What the clock of a run writes, as far as a report asks."""
 METRICS: Shape = {"step": COUNT, "loss": FINITE}
 """A line of metrics.jsonl."""
 MEASURED: Shape = {"*": FINITE}

@@ -17,6 +17,7 @@ from ctxext.evals.record import (
 from ctxext.files import read_json
 from ctxext.methods import label
 from ctxext.model.context import meant_scaling
+from ctxext.report.analysis.directories import is_unfinished
 from ctxext.report.analysis.pooling import pool_seeds
 from ctxext.report.analysis.records import group, latest
 from ctxext.report.analysis.run_files import (
@@ -77,10 +78,11 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
 
 
 def choose_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """(the directories with records, a line on each kind of the other paths, which are no runs).
+    """(the directories that a report is about, a line on each kind of the other paths).
 
-    As of `runs/sweep/*`, which names logs and pages too. A path that does not exist is kept, and so
-    are all where none is a run: reading them says what is wrong.
+    Those are no runs, as of `runs/sweep/*`, which names logs and pages too, or runs that have not
+    ended their evaluations. A path that does not exist is kept, and so are all where none is a run:
+    reading them says what is wrong. Where no run has ended them, all are kept, which is said.
     """
     runs = [path for path in paths if not path.exists() or RunDir(path).records_file.is_file()]
     if not any(path.exists() for path in runs):
@@ -96,6 +98,13 @@ def choose_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         for kind, of_kind in kinds.items()
         if of_kind
     ]
+    unfinished = [path for path in runs if path.exists() and is_unfinished(path)]
+    if unfinished:
+        names = ", ".join(map(str, unfinished))
+        finished = [path for path in runs if path not in unfinished]
+        if finished:
+            return finished, [*notes, f"left out, not finished: {names}"]
+        notes.append(f"not finished, so that this is what was measured until now: {names}")
     return runs, notes
 
 

@@ -126,6 +126,11 @@ def _style(*paths: Path) -> str:
 
 
 def default_out(paths: Sequence[Path]) -> Path:
-    """RUN/report.html for one directory, ./report.html for several."""
-    folder = Path(paths[0]) if len(paths) == 1 else Path()
+    """RUN/report.html for one directory, next to them for several that are in one, else here."""
+    folders = {Path(path).absolute().parent: Path(path).parent for path in paths}
+    folder = Path()
+    if len(paths) == 1:
+        folder = Path(paths[0])
+    elif len(folders) == 1:
+        (folder,) = folders.values()
     return folder / "report.html"
