@@ -39,6 +39,7 @@ from ctxext.model.quantized import (
     quantized_shapes,
 )
 from ctxext.model.trainable import Full, Trainable, join, split
+from ctxext.nearest import nearest
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh, shardings
 from ctxext.rope import Angles, RopeScaling, Unscaled
 from ctxext.rundir import RunDir
@@ -53,7 +54,8 @@ LOG = logging.getLogger("ctxext")
 def locate(source: str | Path) -> Path:
     """The local path of a source: itself, the bundled base, or a download (extra `hub`).
 
-    Also a model that a Python package carries, by its name. Raises ValueError if there is nothing.
+    Also a model that a Python package carries, by its name. Raises ValueError if there is nothing,
+    with the nearest of these names.
     """
     if Path(source).exists():
         return Path(source)
@@ -61,6 +63,12 @@ def locate(source: str | Path) -> Path:
         return TINY_LLAMA
     if str(source) in packaged.MODELS:
         return packaged.find(str(source))
+    close = nearest(str(source), [BUNDLED, *packaged.MODELS])
+    if close:
+        raise ValueError(
+            f"{source} does not exist; did you mean {close!r}? Or give a checkpoint directory, or "
+            "a hub name (owner/model)"
+        )
     return hub.resolve(str(source))
 
 

@@ -107,6 +107,7 @@ def train_only(
     num_devices = len(jax.devices())
     requirements.check_context(experiment, training_only=True, num_devices=num_devices)
     requirements.check(experiment, training_only=True)
+    _say_doubts(experiment)
     directory = open_run(experiment, run_dir, file)
     with directory.lock(), start_sinks(experiment, directory, track=track) as sinks:
         started = time.monotonic()
@@ -137,9 +138,15 @@ def run(
     # The context first, because checking the text reads all of it.
     requirements.check_context(experiment, num_devices=len(jax.devices()))
     requirements.check(experiment)
+    _say_doubts(experiment)
     directory = open_run(experiment, run_dir, file)
     with directory.lock():
         return _run(experiment, directory, track)
+
+
+def _say_doubts(experiment: Experiment) -> None:
+    for sentence in requirements.doubts(experiment):
+        print(f"training: {sentence}", file=sys.stderr)
 
 
 def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run:

@@ -19,11 +19,16 @@ from ctxext.experiment import Experiment
 from ctxext.losses import CrossEntropy
 from ctxext.methods import method_name
 from ctxext.model.context import meant_scaling
+from ctxext.model.trainable import LoRA
 from ctxext.rope import RopeScaling
 from ctxext.rope_by_length import checked_switch_lengths
 from ctxext.rundir import RunDir
 from ctxext.serialization import type_tag
 from ctxext.training import evaluation_set
+
+LOW_FOR_ADAPTERS, MANY_FOR_ADAPTERS = 5e-5, 1000
+"""A learning rate below the usual ones of LoRA, and steps with which it was published (2e-5 in
+1,000 steps, arXiv 2309.12307)."""
 
 
 class Requirement(NamedTuple):
@@ -91,6 +96,29 @@ def missing(experiment: Experiment, *, training_only: bool = False) -> list[str]
         if not requirement.place.exists()
     ]
     return list(dict.fromkeys(sentences))
+
+
+def doubts(experiment: Experiment) -> list[str]:
+    """Sentences on settings of the training that can be run, but teach little."""
+    steps, optim = experiment.train.steps, experiment.optim
+    if not steps:
+        return []
+    sentences = []
+    if optim.warmup_steps >= steps:
+        last = optim.learning_rate * steps / (optim.warmup_steps + 1)
+        sentences.append(
+            f"the learning rate still warms up when the training ends, optim.warmup_steps "
+            f"{optim.warmup_steps} of train.steps {steps}: it comes to {last:.2g} of "
+            f"{optim.learning_rate:g}; give fewer --optim.warmup-steps"
+        )
+    is_adapter = isinstance(experiment.trainable, LoRA)
+    if is_adapter and optim.learning_rate < LOW_FOR_ADAPTERS and steps < MANY_FOR_ADAPTERS:
+        sentences.append(
+            f"adapters hardly change in {steps} steps at optim.learning_rate "
+            f"{optim.learning_rate:g}, which is one for all parameters: those of LoRA are usually "
+            "1e-4 to 2e-4 (--optim.learning-rate 2e-4)"
+        )
+    return sentences
 
 
 def unreadable(experiment: Experiment) -> list[str]:

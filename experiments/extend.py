@@ -11,8 +11,15 @@ declares; the factor counts from its window of pre-training and is larger. The t
 of text, or what `ctxext prepare` wrote), and one document in a hundred is held out of training;
 "ppl:own" is the perplexity of these, where some are long enough. The questions and "ppl" use other
 text that it is not trained on, the Python standard library's. Other lengths are options:
---rope.factor 4 --train.seq-len 16384 (the evaluations stay at one and two windows); adapters
-instead of all parameters: --method lora.
+--rope.factor 4 --train.seq-len 16384 --evals.seq-lens 4096 16384; adapters instead of all
+parameters: --method lora --optim.learning-rate 2e-4 (adapters hardly change at 2e-5).
+
+To see on CPUs, in minutes, that all stages work with your checkpoint and your text, in a run that
+is too short to teach or to show anything:
+
+    ctxext run experiments/extend.py --init HF_DIR --data.path TEXTS --run-dir runs/rehearsal
+        --train.seq-len 512 --train.steps 2 --train.accumulate 1 --optim.warmup-steps 1
+        --train.eval-every 0 --train.monitor-every 0 --evals.seq-lens 256 512 --budget 2
 
 For Llama 2 7B (L = 4,096): 100 x 16 x 8,192 tokens are 13 M; with Adam in float32 it wants eight
 devices of 80 GB (--mesh.fsdp 8 --train.batch-size 8 --train.accumulate 2), as adapters one (`ctxext

@@ -14,6 +14,8 @@ from ctxext.data import Files, Mix, Stdlib, Upsampled
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import load_experiment
 from ctxext.methods import S2AttnAsReleased
+from ctxext.model.trainable import LoRA
+from ctxext.optim import Optim
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.tiny_train import tiny_experiment
 
@@ -135,6 +137,27 @@ def test_every_text_of_a_recipe_is_named(here: Path, capsys: pytest.CaptureFixtu
     mixed = Mix(((1.0, Upsampled(Files("a"), 10, 2.0)), (1.0, Stdlib("train")), (1.0, Files("b"))))
     experiment = dataclasses.replace(load_experiment(here / "needy.py"), data=mixed, evals=())
     assert [text.path for text in requirements.requirements(experiment)] == ["a", "b"]
+
+
+def test_a_training_that_teaches_little_is_said(here: Path, capsys) -> None:
+    recipe = load_experiment(RECIPES / "llama2_7b_yarn_8k.py")
+    assert recipe.optim == Optim(2e-5, warmup_steps=20) and recipe.train.steps == 400
+    assert requirements.doubts(recipe) == []
+    lora = dataclasses.replace(recipe, trainable=LoRA())
+    (sentence,) = requirements.doubts(lora)
+    assert "(--optim.learning-rate 2e-4)" in sentence
+    assert not requirements.doubts(dataclasses.replace(lora, optim=Optim(2e-4)))
+    # As LongLoRA was published.
+    assert not requirements.doubts(load_experiment(RECIPES / "llama2_7b_longlora_8k.py"))
+    # The rate of step n, from 0, is (n + 1) / 21 of the peak.
+    write_texts(here / "mine", 40)
+    recipe_of_file = [str(RECIPES / "llama2_7b_yarn_8k.py"), "--data.path", "mine"]
+    assert main(["run", *recipe_of_file, "--dry-run", "--train.steps", "20"]) == 0
+    said = "optim.warmup_steps 20 of train.steps 20: it comes to 1.9e-05 of 2e-05; give fewer"
+    assert said in capsys.readouterr().out
+    assert float(Optim(2e-5, warmup_steps=20).learning_rates(20)(19)) == pytest.approx(
+        1.905e-5, 1e-3
+    )
 
 
 def test_questions_and_documents_that_do_not_fit_are_refused_before_training(

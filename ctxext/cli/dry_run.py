@@ -31,6 +31,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         *_method_facts(experiment, config, scaling),
         *_step_facts(experiment, config),
         *_evaluation_facts(experiment),
+        *(("doubtful", text) for text in requirements.doubts(experiment)),
         *(("missing", text) for text in requirements.missing(experiment)),
         *(("unreadable", text) for text in requirements.unreadable(experiment)),
     ]

@@ -11,6 +11,9 @@ from ctxext.experiment import Experiment
 from ctxext.methods import label
 from ctxext.model.trainable import TRAINABLE
 
+LENGTHS = "seq_lens"
+"""The one field that all evaluations of an experiment may be given together."""
+
 
 def override(
     experiment: Experiment,
@@ -33,6 +36,15 @@ def override(
     return _replace(experiment, _leaf_values(experiment, flags, methods, fields, known))
 
 
+def has_lengths(value: Any) -> bool:
+    """Whether a value is an evaluation at several lengths."""
+    return dataclasses.is_dataclass(value) and hasattr(value, LENGTHS)
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else ()
+
+
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     """The type of everything that `override` can set, by its dotted name."""
     annotations: dict[str, Any] = {}
@@ -41,6 +53,8 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
         content = getattr(value, field.name)
         if dataclasses.is_dataclass(content):
             annotations |= leaves(content, f"{prefix}{field.name}.")
+        elif any(map(has_lengths, _items(content))):
+            annotations[f"{prefix}{field.name}.{LENGTHS}"] = tuple[int, ...]
         elif is_plain(hints[field.name]):
             annotations[prefix + field.name] = hints[field.name]
     return annotations
@@ -68,7 +82,12 @@ def _leaf_values(
 
 
 def _replace(value: Any, changes: Mapping[str, Any]) -> Any:
-    """A dataclass with dotted fields replaced, each part once: only the whole has to be valid."""
+    """A dataclass with dotted fields replaced, each part once: only the whole has to be valid.
+
+    Of a tuple, the evaluations at several lengths in it.
+    """
+    if isinstance(value, tuple):
+        return tuple(_replace(item, changes) if has_lengths(item) else item for item in value)
     parts: dict[str, dict[str, Any]] = {}
     for name, change in changes.items():
         head, _, rest = name.partition(".")

@@ -175,7 +175,7 @@ class Plan:
     def text(self) -> str:
         """The plan to read: memory by use, verdicts, operations and assumptions."""
         job = self.job
-        name = self.accelerator.name if self.accelerator else "TPU"
+        name = self.accelerator.name if self.accelerator else "device"
         on = f"{self.accelerator.name}, " if self.accelerator else ""
         mesh = " x ".join(f"{axis} {size}" for axis, size in job.sizes.items())
         lines = [

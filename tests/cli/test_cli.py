@@ -222,7 +222,8 @@ def test_export_generate_and_prove_with_a_method(base: Path, tmp_path: Path, cap
     # A declared window may differ from factor x L, as in Llama 3.1; importing keeps it.
     (out / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
     imported = tmp_path / "imported"
-    assert main(["import", str(out), "--out", str(imported)]) == 0
+    next_commands = f"check it with: ctxext prove {imported}; measure it: ctxext eval {imported}"
+    assert f"; {next_commands}" in printed(capsys, "import", out, "--out", imported)
     again = json.loads((imported / "config.json").read_text())
     assert again["rope_scaling"] == config["rope_scaling"]
     assert again["max_position_embeddings"] == 512

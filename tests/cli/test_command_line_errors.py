@@ -24,6 +24,7 @@ WRONG = {
     "eval x --json=3": "--json takes no value, got '3'; see",
     "eval x --seq-len four": "--seq-len: must be a whole number, got 'four'; see ctxext eval",
     "generate x --prompt a --prompt-file b": "--prompt-file and --prompt exclude each other; leave",
+    "generate tiny-lama --prompt a": "tiny-lama does not exist; did you mean 'tiny-llama'? Or give",
     "export x --out o --to huf": "--to: 'huf' is unknown; did you mean hf? Known: hf, meta, gguf",
     "eval x --methd yarn --factor 4": "unknown option --methd; did you mean --method?",
     "eval x --factor 4 --methd yarn": "unknown option --methd; did you mean --method?",

@@ -12,6 +12,7 @@ from ctxext.cli.main import main
 from ctxext.cli.method_options import make_methods
 from ctxext.cli.overrides import leaves, override
 from ctxext.data import Stdlib
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment, Train
 from ctxext.methods.custom import Custom
 from ctxext.methods.pose import PoSE
@@ -24,6 +25,13 @@ from ctxext.parallel.mesh import Mesh
 EXPERIMENT = Experiment(
     "x", Stdlib("train"), Optim(1e-3), Train(steps=3, seq_len=64, batch_size=2), rope=Yarn(2.0)
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class OfOneLength:
+    """An evaluation whose length is not chosen."""
+
+
 POSE = ["--max-position-embeddings", "64"]
 
 SPELLINGS = [
@@ -47,6 +55,16 @@ def test_a_method_is_spelled_the_same_for_a_model_and_for_an_experiment(name, op
     assert make_methods([name], options) == (method,)
     experiment = override(EXPERIMENT, options, methods=[name])
     assert method in (experiment.rope, experiment.attention, experiment.positions)
+
+
+def test_the_lengths_of_all_evaluations_are_one_option():
+    whole = (Retrieval((1024,), n=3), Perplexity((512, 1024), label="own"), OfOneLength())
+    experiment = dataclasses.replace(EXPERIMENT, evals=whole)
+    shorter = override(experiment, ["--evals.seq-lens", "256", "512"]).evals
+    assert shorter[:2] == tuple(dataclasses.replace(e, seq_lens=(256, 512)) for e in whole[:2])
+    assert shorter[2] is whole[2]
+    with pytest.raises(ValueError, match=r"unknown option --evals.seq-lens"):
+        override(EXPERIMENT, ["--evals.seq-lens", "128"])
 
 
 def test_every_command_takes_the_plain_spelling(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -5,6 +5,7 @@ ctxext import smollm2 --dtype bfloat16 --out base
 """
 
 import argparse
+import shlex
 
 from ctxext.cli import numbers, options
 
@@ -50,4 +51,5 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         command=command_line(),
     )
     options.say_bos(args.source, args.bos)
-    print(f"wrote {args.out}")
+    base = shlex.quote(args.out)
+    print(f"wrote {args.out}; check it with: ctxext prove {base}; measure it: ctxext eval {base}")
