@@ -607,6 +607,7 @@ def questions_within(
         of_base = chosen.of_base
         left_out = chosen.left_out
         without_base = [name for name in chosen.names if base and name not in of_base]
+    _explain_refusal(minutes, priced(of_texts(1, per_text), names, of_base).price())
     num_texts = most_texts(minutes, lambda n: seconds(of_texts(n, per_text), names, of_base))
     line = (
         f"{minutes:g} minutes allow {num_texts} texts per length, with {per_text} questions about "
@@ -619,6 +620,17 @@ def questions_within(
     for error in too_large.values():
         line += f"; left out, as it does not fit: {error}"
     return priced(of_texts(num_texts, per_text), names, of_base), line
+
+
+def _explain_refusal(minutes: float, smallest: "Price") -> None:
+    """Print the price of one text per length if even that takes longer than `minutes`."""
+    if (smallest.seconds or 0.0) > 60 * minutes:
+        print(
+            f"one text per length does not fit into {minutes:g} minutes (the weights are loaded, "
+            f"which does not count):\n{smallest.text()}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def evaluate_checkpoint(

@@ -11,9 +11,10 @@ and what passes outside the model, while prompts are built, which counting the c
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from ctxext.model.operations import LEAST_ROWS
 from ctxext.plan.accelerators import GIB
 from ctxext.plan.flops import layer_matrices, visible_pairs
 from ctxext.plan.longest_text import text_bytes
-from ctxext.progress import duration
+from ctxext.progress import duration, part
 
 if TYPE_CHECKING:
     from ctxext.model.lm import LM
@@ -166,6 +167,32 @@ class Price:
             of_base += f", {duration(sum(work.seconds(speed) for work in controls))},"
         return f"{sentence}; {of_base} without the method, as the control (--no-base)"
 
+    def data(self) -> dict[str, Any]:
+        """As JSON values: texts and tokens by evaluation, seconds if known, and bytes of memory."""
+
+        def of(calls: Sequence[Call]) -> dict[str, Any]:
+            return {"texts": dict(sorted(readings(calls).items())), "tokens": num_tokens(calls)}
+
+        speed = self.speed
+        evaluations = [
+            {
+                "title": work.title,
+                "is_control": work.is_control,
+                **of(work.calls),
+                "seconds": None if speed is None else work.seconds(speed),
+            }
+            for work in self.works
+        ]
+        return {
+            "evaluations": evaluations,
+            **of([call for work in self.works for call in work.calls]),
+            "seconds": self.seconds,
+            "compiling_seconds": None if speed is None else self.compiling,
+            "basis": self.basis,
+            "weight_bytes": max((weight_bytes(work.lm) for work in self.works), default=0),
+            "cache_bytes": max((work.cache_bytes() for work in self.works), default=0),
+        }
+
     def text(self) -> str:
         """The price by evaluation and length, and the memory."""
         lines = []
@@ -219,10 +246,13 @@ def measure(lm: "LM", longest: int) -> Speed:
     """The speed of this device with this model, from readings of up to `longest` tokens."""
     short, long = min(SHORT, longest), min(LONG, longest)
     ids = np.arange(long + 1) % lm.config.vocab_size
+    _say_timed(f"a reading of {short:,} tokens")
     compiling, short_seconds = _twice(lambda: lm.loss(ids[None, : short + 1]))
     long_seconds = short_seconds
     if long > short:
+        _say_timed(f"a reading of {long:,} tokens")
         _, long_seconds = _twice(lambda: lm.loss(ids[None]))
+    _say_timed("writing tokens")
     step, token, compiling_answers = _decoding(lm, ids[:SHORTEST])
     compiling = max(compiling, compiling_answers)
     of_short, of_long = (reading(lm, Call((n,), lm.padded([n]))) for n in (short, long))
@@ -231,11 +261,17 @@ def measure(lm: "LM", longest: int) -> Speed:
     return Speed(matrices, attention, step, token, compiling)
 
 
+def _say_timed(what: str) -> None:
+    """Say at once what is timed, as it is compiled first and takes long on a large model."""
+    print(f"timing this device: {what} ...", file=sys.stderr, flush=True)
+
+
 def measure_now(lm: "LM", longest: int) -> tuple[Speed, str]:
     """`measure`, and in words what it rests on: how long it took, and next to which load."""
     busy = _other_load()
     started = time.perf_counter()
-    speed = measure(lm, longest)
+    with part("timing this device"):
+        speed = measure(lm, longest)
     return speed, f"measured now in {duration(time.perf_counter() - started)}{busy}"
 
 

@@ -19,7 +19,7 @@ is too short to teach or to show anything:
 
     ctxext run experiments/extend.py --init HF_DIR --data.path TEXTS --run-dir runs/rehearsal
         --train.seq-len 512 --train.steps 2 --train.accumulate 1 --optim.warmup-steps 1
-        --train.eval-every 0 --train.monitor-every 0 --evals.seq-lens 256 512 --budget 2
+        --train.eval-every 0 --train.monitor-every 0 --evals.seq-lens 512 --budget 5
 
 For Llama 2 7B (L = 4,096): 100 x 16 x 8,192 tokens are 13 M; with Adam in float32 it wants eight
 devices of 80 GB (--mesh.fsdp 8 --train.batch-size 8 --train.accumulate 2), as adapters one (`ctxext

@@ -1,7 +1,7 @@
 """Describe what a run would do, before anything is allocated."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,17 @@ from ctxext.rope import RopeScaling, rope_at
 from ctxext.training import evaluation_set
 
 
-def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> str:
-    """Shapes, parameters, method, batch and steps of an experiment as text; allocates nothing."""
+def dry_run(
+    experiment: Experiment,
+    config: LlamaConfig,
+    scaling: RopeScaling,
+    *,
+    unreadable: Sequence[str] = (),
+) -> str:
+    """Shapes, parameters, method, batch and steps of an experiment as text; allocates nothing.
+
+    unreadable: sentences of `requirements.unreadable`, which reads the beginnings of all texts.
+    """
     requirements.check_context(experiment, num_devices=len(jax.devices()))
     context = loading.base_context(experiment)
     scaling = experiment.effective_scaling(scaling)
@@ -33,7 +42,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         *_evaluation_facts(experiment),
         *(("doubtful", text) for text in requirements.doubts(experiment)),
         *(("missing", text) for text in requirements.missing(experiment)),
-        *(("unreadable", text) for text in requirements.unreadable(experiment)),
+        *(("unreadable", text) for text in unreadable),
     ]
     lines = [f"{name:<14} {text}" for name, text in facts]
     lines.append("shapes")

@@ -445,12 +445,13 @@ def inspect(args: argparse.Namespace, experiment: Any, *, training_only: bool = 
 
         RunDir(args.run_dir or default_run_dir(experiment)).check(experiment)
         config, scaling = loading.base_config(experiment)
-        text = dry_run(experiment, config, scaling)  # which checks it first
         unreadable = requirements.unreadable(experiment)
+        text = dry_run(experiment, config, scaling, unreadable=unreadable)  # which checks it
         if unreadable:
             data: dict[str, Any] = {"unreadable": unreadable}
             lines = ["time: not estimated, as there are texts that cannot be read, see below"]
         else:
+            print("counting what each stage does ...", file=sys.stderr, flush=True)
             estimated = estimate(experiment, args.run_dir, training_only=training_only)
             data = estimated.data()
             lines = estimated.lines()

@@ -1,6 +1,7 @@
 """How much of a recipe's evaluations a run asks: all, or what a budget allows, and a note of it."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from ctxext.files import write_json
 from ctxext.parallel import distributed
 from ctxext.progress import duration
 from ctxext.report.analysis.run_files import BUDGET, read_object
+from ctxext.report.table import Column, Table
 from ctxext.rundir import RunDir
 from ctxext.stages.estimate import Plan, Planned
 from ctxext.stages.speeds import Speeds
@@ -88,10 +90,12 @@ def texts_within(budget: str, plan: Plan, speeds: Speeds) -> int:
     stages = [stage for stage in plan.planned if stage.kind == "evaluate"]
 
     def seconds(num_texts: int) -> float:
-        return sum(_seconds(stage, plan.evals, _limit(num_texts), speeds) for stage in stages)
+        limit = _limit(num_texts)
+        return sum(sum(_seconds(stage, plan.evals, limit, speeds)) for stage in stages)
 
     one = seconds(1)
     if one > 60 * minutes:
+        print("\n".join(_split_of(stages, plan.evals, speeds)), file=sys.stderr, flush=True)
         raise ValueError(
             f"--budget {budget}: one text of every length takes about {duration(one)} for the "
             f"{len(stages)} models that this run evaluates; give more minutes"
@@ -115,14 +119,33 @@ def _limit(texts: int) -> Budget:
     )
 
 
-def _seconds(stage: Planned, evals: Sequence[Eval], budget: Budget, speeds: Speeds) -> float:
-    """The time of a stage within a budget, in proportion to the items that are asked."""
-    total = 0.0
+def _split_of(stages: Sequence[Planned], evals: Sequence[Eval], speeds: Speeds) -> list[str]:
+    """What one text of every length takes, by stage: reading it, and compiling before that."""
+    rows = [(stage.name, *_seconds(stage, evals, _limit(1), speeds)) for stage in stages]
+    rows.append(("together", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    table = Table(
+        f"one text of every length ({speeds.basis}); loading, training, export and proof come "
+        "on top of a budget",
+        [
+            Column("stage", lambda row: row[0]),
+            Column("reads", lambda row: duration(row[1])),
+            Column("compiles", lambda row: duration(row[2])),
+        ],
+        rows,
+    )
+    return [table.to_text()]
+
+
+def _seconds(
+    stage: Planned, evals: Sequence[Eval], budget: Budget, speeds: Speeds
+) -> tuple[float, float]:
+    """(reading, compiling) of a stage within a budget, in proportion to the items asked."""
+    reads = compiles = 0.0
     for work, whole in zip(stage.works, evals, strict=True):
         share = len(whole.within(budget).items()) / max(1, len(whole.items()))
-        total += share * work.seconds(speeds.reading)
-        total += len(work.shapes()) * speeds.reading.compiling / max(1, len(stage.works))
-    return total
+        reads += share * work.seconds(speeds.reading)
+        compiles += len(work.shapes()) * speeds.reading.compiling / max(1, len(stage.works))
+    return reads, compiles
 
 
 @distributed.primary_only

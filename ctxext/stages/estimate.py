@@ -18,7 +18,7 @@ import jax
 
 from ctxext import loading
 from ctxext.evals import Eval, evaluated_model
-from ctxext.evals.work import Call, num_tokens
+from ctxext.evals.work import Call, num_tokens, readings
 from ctxext.evaluate import Asked, Counted, works_of
 from ctxext.experiment import Experiment
 from ctxext.methods import label
@@ -60,6 +60,10 @@ class Stage:
     """What is to be done, in words; "done" if that is nothing."""
     seconds: float | None = None
     """Estimated time; None if it is not known."""
+    texts: dict[int, int] | None = None
+    """Of an evaluation, how many texts it reads, by their tokens with padding."""
+    tokens: int | None = None
+    """Of these texts, without padding."""
 
     @property
     def is_done(self) -> bool:
@@ -78,6 +82,8 @@ class Estimate:
     """What the times rest on, or why there are none."""
     memory: tuple[str, ...] = ()
     speeds: Speeds | None = None
+    notes: tuple[str, ...] = ()
+    """Sentences on evaluations that are not measured, or counted otherwise."""
 
     @property
     def seconds(self) -> float | None:
@@ -99,7 +105,8 @@ class Estimate:
         for stage in self.stages:
             time = "" if stage.seconds is None or stage.is_done else duration(stage.seconds)
             lines.append(f"  {stage.name:<{width}}  {time:>7}  {stage.amount}".rstrip())
-        return [*lines, self.total, *self.memory]
+        notes = [f"evaluations: {note}" for note in self.notes]
+        return [*lines, self.total, *self.memory, *notes]
 
     def data(self) -> dict[str, Any]:
         """As JSON values."""
@@ -108,6 +115,7 @@ class Estimate:
             "seconds": self.seconds,
             "basis": self.basis,
             "memory": list(self.memory),
+            "notes": list(self.notes),
         }
 
 
@@ -202,7 +210,11 @@ class Plan:
             seconds = None
             if speeds is not None and planned.is_countable:
                 seconds = planned.seconds(speeds, compiled)
-            stages.append(Stage(planned.kind, planned.name, planned.amount, seconds))
+            calls = [call for work in planned.works for call in work.calls]
+            read = None, None
+            if planned.works:
+                read = dict(sorted(readings(calls).items())), num_tokens(calls)
+            stages.append(Stage(planned.kind, planned.name, planned.amount, seconds, *read))
         basis = reason if speeds is None else speeds.basis
         if speeds is not None and not self.is_countable:
             basis = "as not all stages can be counted"

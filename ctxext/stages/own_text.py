@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctxext.data import OwnHeldOut, Stdlib, TextSource
+from ctxext.data import OwnHeldOut, Split, Stdlib, TextSource
+from ctxext.data.token_files import is_prepared
 from ctxext.evals import Perplexity
 from ctxext.evals.base import documents
 from ctxext.experiment import Experiment
@@ -15,6 +16,8 @@ from ctxext.tasks.base import bos_prefix
 
 STAND_IN = Stdlib("heldout")
 """What an estimate reads in its place: of other text, the same number of tokens."""
+MOST_BYTES = 1e9
+"""Of text that an estimate reads to find what is held out: some seconds."""
 
 
 class Found(NamedTuple):
@@ -44,7 +47,10 @@ def with_own_text(experiment: Experiment, tokenizer: Any) -> Found:
         if found is not None:
             evals.append(found)
         left_out = evaluation.seq_lens[len(found.seq_lens) if found else 0 :]
-        if left_out:
+        nothing = "" if found else _nothing_held_out(experiment, tokenizer)
+        if nothing:
+            notes.append(f"{evaluation.title} is not measured: {nothing}")
+        elif left_out:
             lengths = " and ".join(f"{seq_len:,}" for seq_len in left_out)
             notes.append(
                 f"{evaluation.title} is not measured at {lengths} tokens: no document that is held "
@@ -57,15 +63,48 @@ def with_own_text(experiment: Experiment, tokenizer: Any) -> Found:
     return Found(asked, tuple(notes))
 
 
-def for_estimate(experiment: Experiment) -> Experiment:
-    """The same with other text in place of its own, which an estimate need not read."""
+def for_estimate(experiment: Experiment, tokenizer: Any = None) -> Found:
+    """What an estimate counts: its own text, or other text where that is not there or very long.
+
+    tokenizer: without one, it is other text.
+    """
     if not any(map(is_of_own_text, experiment.evals)):
-        return experiment
+        return Found(experiment, ())
+    if not experiment.train.steps:
+        return with_own_text(experiment, tokenizer)
+    paths = [Path(text.path).expanduser() for text in experiment.data.text_on_disk()]
+    size = sum(map(_bytes_to_read, paths))
+    if tokenizer is not None and all(path.exists() for path in paths) and size <= MOST_BYTES:
+        return with_own_text(experiment, tokenizer)
+    notes = []
+    if size > MOST_BYTES:
+        titles = ", ".join(e.title for e in experiment.evals if is_of_own_text(e))
+        notes.append(
+            f"{titles} is counted as of other text at all of its lengths, as there are "
+            f"{size / 1e9:.1f} GB of its own, which only the run reads"
+        )
     evals = tuple(
         dataclasses.replace(e, source=STAND_IN) if is_of_own_text(e) else e
         for e in experiment.evals
     )
-    return dataclasses.replace(experiment, evals=evals)
+    return Found(dataclasses.replace(experiment, evals=evals), tuple(notes))
+
+
+def _bytes_to_read(path: Path) -> int:
+    """Of text that has to be read whole to find what is held out; prepared tokens have it apart."""
+    if is_prepared(path) or not path.exists():
+        return 0
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _nothing_held_out(experiment: Experiment, tokenizer: Any) -> str:
+    """Why no document is held out of training, and what would help; "" if some are."""
+    sources = _sources(experiment)
+    if any(len(_sizes(source, tokenizer)) for source in sources):
+        return ""
+    notes = [source.held_out().note for source in sources if isinstance(source, Split)]
+    return "; ".join(notes) or "no document is held out of training"
 
 
 def _of_own_text(

@@ -1,5 +1,6 @@
 """The estimate of runs that are only planned: nothing is loaded but their tokenizers."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,18 @@ def estimate(
     *,
     training_only: bool = False,
     speeds: Speeds | None = None,
+    read_own_text: bool = True,
 ) -> Estimate:
     """The stages of a run and their times; no weights are loaded.
 
     run_dir: the directory of the run, of which only what it lacks is counted. speeds: of this
-    device with the same base, if they were measured before. Raises ValueError for a budget in
+    device with the same base, if they were measured before. read_own_text: look for the documents
+    that training holds out, which evaluations may read. Raises ValueError for a budget in
     minutes whose texts cannot be counted, or that is too small.
     """
-    experiment = for_estimate(experiment)
     base = _base_without_weights(experiment)
+    own_text_in = base.tokenizer if base is not None and read_own_text else None
+    experiment, notes = for_estimate(experiment, own_text_in)
     run = RunDir(run_dir or default_run_dir(experiment))
     run = run if run.config_file.is_file() else None
     texts = None
@@ -50,9 +54,8 @@ def estimate(
             texts = budget.texts_within(experiment.budget, whole, speeds)
     scaled = budget.scale(experiment.budget, experiment.evals, texts=texts)
     plan = Plan.of(experiment, base, scaled.evals, run, training_only=training_only)
-    if speeds is not None:
-        return plan.estimate(speeds)
-    return plan.estimate(*plan.speeds(dry=True))
+    known = (speeds,) if speeds is not None else plan.speeds(dry=True)
+    return dataclasses.replace(plan.estimate(*known), notes=notes)
 
 
 def estimate_all(
@@ -62,7 +65,7 @@ def estimate_all(
     measured: dict[tuple[Any, ...], Speeds] = {}
     for experiment, run_dir in runs:
         key = experiment.init, experiment.model, experiment.train.dtype, experiment.mesh
-        one = estimate(experiment, run_dir, speeds=measured.get(key))
+        one = estimate(experiment, run_dir, speeds=measured.get(key), read_own_text=False)
         if one.speeds is not None:
             measured.setdefault(key, one.speeds)
         yield experiment, one

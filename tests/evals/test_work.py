@@ -1,6 +1,7 @@
 """Work and price of evaluations before they are done, against what evaluations then do."""
 
 import dataclasses
+import json
 import re
 import types
 from collections.abc import Sequence
@@ -8,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from ctxext import price
+from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.data.sources import Stdlib
 from ctxext.evals import evaluated_model
@@ -188,7 +191,9 @@ class Asked:
         asked = [*self.names, *self.of_base]
         minutes = sum(COSTS[name] for name in asked if name != "controls")
         seconds = 60 * minutes * self.budget.shared_texts
-        return types.SimpleNamespace(seconds=seconds, speed=1.0, basis="measured")
+        return types.SimpleNamespace(
+            seconds=seconds, speed=1.0, basis="measured", text=lambda: f"{asked}: {minutes} min"
+        )
 
 
 COSTS = {"passkey": 2, "ppl": 5, "kv": 1, "lines": 20, "mqar": 1, "vt": 1}
@@ -226,6 +231,14 @@ def test_minutes_buy_what_is_important_first_and_enough_of_it():
     assert (questions.names, questions.budget.shared_texts) == (("lines",), 3)
     assert "no time" not in line
     assert affordable(1, {"passkey": 90, "kv": 1}, {}) == (["passkey"], [], ["kv"])
+
+
+def test_a_budget_that_is_too_small_is_refused_under_its_price(capsys):
+    with pytest.raises(ValueError, match=r"--budget 19: one text of every length takes about 20.0"):
+        questions_within(19, ask, window=8192, names=["lines"], shortest=4096, base=False)
+    first, *table = capsys.readouterr().err.splitlines()
+    assert first.startswith("one text per length does not fit into 19 minutes")
+    assert table == ["['lines']: 20 min"]
 
 
 def test_minutes_buy_the_base_in_an_evaluation_before_the_next_one():
@@ -408,15 +421,27 @@ def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path, capsys):
     command = ["eval", "tiny-llama", "--evals", "passkey", "controls", "--seq-len", "256", "512"]
     command += ["--wording", "code", "--out", str(out), "--dry-run"]
     assert main(command) == 0
-    text = capsys.readouterr().out
+    text, said = capsys.readouterr()
+    assert "counting what is to be read" in said
+    for timed in ("a reading of 512 tokens", "writing tokens"):
+        assert f"\ntiming this device: {timed} ...\n" in said
     assert re.search(r"^passkey, none: 60 x 256, 60 x 512, \d+ s$", text, re.MULTILINE)
     assert re.search(r"^to read: 180 texts, [\d,]+ tokens, about \d+ (s|min) on this", text, re.M)
     assert not out.exists()
     # Four questions fit into the shorter texts.
-    assert main([*command, "--budget", "0.5"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    bought = re.match(r"0.5 minutes allow (\d+) texts per length, with 4 questions about", lines[0])
+    assert main([*command, "--budget", "0.5", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    expected = r"0.5 minutes allow (\d+) texts per length, with 4 questions about"
+    bought = re.match(expected, data["notes"][0])
     assert bought
-    assert f"passkey, none: {bought[1]} x 256, {bought[1]} x 512, " in "\n".join(lines)
+    passkey, *controls = data["evaluations"]
+    assert passkey["title"] == "passkey, none" and controls
+    assert passkey["texts"] == {length: int(bought[1]) for length in ("256", "512")}
+    assert 0 < passkey["tokens"] <= int(bought[1]) * 768
+    parts = [part["seconds"] for part in data["evaluations"]]
+    assert data["seconds"] == pytest.approx(data["compiling_seconds"] + sum(parts))
+    assert data["tokens"] == sum(part["tokens"] for part in data["evaluations"])
+    stored = load_file(TINY_LLAMA / "model.safetensors").values()
+    assert data["weight_bytes"] == 4 * sum(tensor.size for tensor in stored)
     assert main([*command, "--budget", "soon"]) != 0
     assert "--budget soon: give small, medium, full, or a number" in capsys.readouterr().err

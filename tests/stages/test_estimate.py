@@ -135,7 +135,7 @@ def test_what_cannot_be_timed_says_why(monkeypatch):
     assert timed is None and "too many to be timed on this machine" in reason
 
 
-def test_minutes_are_divided_over_all_models_of_a_run(monkeypatch, tmp_path):
+def test_minutes_are_divided_over_all_models_of_a_run(monkeypatch, tmp_path, capsys):
     # The time that building prompts takes is part of an estimate, and differs from count to count.
     monkeypatch.setattr("ctxext.evaluate.time", types.SimpleNamespace(perf_counter=lambda: 0.0))
     recipe = experiment()
@@ -156,6 +156,15 @@ def test_minutes_are_divided_over_all_models_of_a_run(monkeypatch, tmp_path):
     assert budget.scale("1000", evals, texts=everything).evals == evals
     with pytest.raises(ValueError, match=r"--budget 0.01: one text of every length takes about"):
         budget.texts_within("0.01", plan, SPEEDS)
+    # Which is explained: compiling at 2 s for each shape, in the mean of the two evaluations.
+    lines = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert lines[0][:9] == "one text of every length (measured in a test);".split()
+    assert lines[1] == ["stage", "reads", "compiles"]
+    stages = [stage for stage in plan.planned if stage.kind == "evaluate"]
+    assert [" ".join(line[:-4]) for line in lines[2:]] == [*(x.name for x in stages), "together"]
+    shapes = sum(len(work.shapes()) for work in stages[0].works)
+    assert [line[-2:] for line in lines[2:5]] == [[f"{shapes}", "s"]] * 3
+    assert lines[5][-2:] == [f"{3 * shapes}", "s"]
     # The number of an earlier start is kept, on whatever device it is resumed.
     run = RunDir(tmp_path)
     budget.record(run, budget.scale("0.5", evals, texts=texts))
@@ -240,8 +249,11 @@ def test_a_budget_asks_less_and_says_so_until_all_is_asked(tmp_path: Path, capsy
     run = tmp_path / "run"
     command = ["run", str(file), "--run-dir", str(run), "--no-wandb"]
     left_out = "--budget small asked only a part of what the experiment declares: 60 of 70 passkey."
-    assert main([*command, "--budget", "small", "--dry-run"]) == 0
-    assert "60 x 64 tokens" in capsys.readouterr().out
+    assert main([*command, "--budget", "small", "--dry-run", "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    (reads,) = (stage for stage in stages if stage["kind"] == "evaluate")
+    assert reads["amount"].startswith("60 x 64 tokens; ")
+    assert reads["texts"] == {"64": 60} and 0 < reads["tokens"] <= 60 * 64
     assert not run.exists()
     assert main([*command, "--budget", "small"]) == 0
     said = capsys.readouterr()

@@ -9,6 +9,7 @@ from ctxext.data import Files, Mix, OwnHeldOut, Split, Stdlib
 from ctxext.data.held_out import is_held_out
 from ctxext.evals import Perplexity
 from ctxext.serialization import from_json, to_json
+from ctxext.stages import own_text
 from ctxext.stages.own_text import for_estimate, with_own_text
 from support.tiny_train import ByteTokenizer, tiny_experiment
 
@@ -64,14 +65,37 @@ def test_without_any_it_is_left_out(case, tmp_path):
     train = {"share of 0": {"held_out": 0.0}, "no training": {"steps": 0}}.get(case, {})
     asked, (note,) = with_own_text(experiment(source, **train), ByteTokenizer())
     assert asked.evals == (OTHER,)
-    assert note.startswith("ppl:own is not measured at 32 and 64 and 128 tokens: no document that")
+    expected = "ppl:own is not measured: no document is held out of training"
+    if case == "short":
+        expected = "ppl:own is not measured at 32 and 64 and 128 tokens: no document that"
+    elif case == "none":
+        expected = f"ppl:own is not measured: {directory}: none of 1 document is held out of train"
+    assert note.startswith(expected)
+    if case != "not there":  # of which an estimate counts other text
+        assert for_estimate(experiment(source, **train), ByteTokenizer()) == (asked, (note,))
 
 
-def test_an_estimate_reads_other_text_and_nobody_else_reads_it(tmp_path):
-    own = experiment(Files("nowhere"))
-    estimated = for_estimate(own)
+def test_an_estimate_counts_what_the_run_reads(tmp_path, monkeypatch):
+    own = experiment(Files(str(texts(tmp_path / "a", [20, 64, 70]))))
+    found = with_own_text(own, ByteTokenizer())
+    assert found.experiment.evals[1].seq_lens == (32, 64) and found.notes
+    assert for_estimate(own, ByteTokenizer()) == found
+    # So much text is only read by the run.
+    monkeypatch.setattr(own_text, "MOST_BYTES", 153)
+    estimated, (note,) = for_estimate(own, ByteTokenizer())
     assert estimated.evals == (OTHER, dataclasses.replace(OWN, source=Stdlib("heldout")))
-    assert for_estimate(estimated) is estimated
+    assert note.startswith("ppl:own is counted as of other text at all of its lengths")
+    monkeypatch.setattr(own_text, "MOST_BYTES", 154)
+    assert for_estimate(own, ByteTokenizer()) == found
+
+
+def test_an_estimate_reads_other_text_and_nobody_else_reads_it():
+    own = experiment(Files("nowhere"))
+    for tokenizer in (None, ByteTokenizer()):
+        estimated, notes = for_estimate(own, tokenizer)
+        assert estimated.evals == (OTHER, dataclasses.replace(OWN, source=Stdlib("heldout")))
+        assert notes == ()
+        assert for_estimate(estimated).experiment is estimated
     assert from_json(to_json(OWN)) == OWN
     with pytest.raises(ValueError, match="is known to `ctxext run`; elsewhere name it: Split"):
         OwnHeldOut().open(ByteTokenizer())

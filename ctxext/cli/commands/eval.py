@@ -255,8 +255,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         )
         lines.append(line)
     if args.dry_run:
-        lines += [*questions.notes(), questions.price(measured=True).text()]
-        print("\n".join(lines))
+        print("counting what is to be read: building the prompts ...", file=sys.stderr, flush=True)
+        lines += questions.notes()
+        price = questions.price(measured=True)
+        if args.json:
+            print(json.dumps({**price.data(), "notes": lines}))
+        else:
+            print("\n".join([*lines, price.text()]))
         return
     lines += questions.introduction()
     print("\n".join(lines), file=sys.stderr, flush=True)
