@@ -46,7 +46,7 @@ from ctxext.evals.work import Call, calls_of
 from ctxext.files import append_jsonl, make_parent, read_jsonl
 from ctxext.parallel import distributed
 from ctxext.plan.longest_text import check_length
-from ctxext.progress import heard_by
+from ctxext.progress import heard_by, now_at
 from ctxext.tasks.base import bos_prefix
 from ctxext.terminal import printable_line
 
@@ -497,11 +497,13 @@ class Questions:
         from ctxext.price import WORTH_MEASURING, Price, measure_now
 
         counted: Counted = {}
+        now_at("counting what is to be read")
         works = [
             work
             for asked in self.models
             for work in works_of(asked, self.sink, shard=self.shard, counted=counted)
         ]
+        now_at("")
         price = Price(works, self.speed, self.basis)
         lengths = [call.padded[1] for work in works for call in work.calls]
         is_worth_it = measured or price.operations >= WORTH_MEASURING

@@ -36,6 +36,7 @@ from ctxext.stages.clock import StageClock
 from ctxext.stages.costs import Costs
 from ctxext.stages.estimate import Plan
 from ctxext.stages.own_text import with_own_text
+from ctxext.stages.speeds import Speeds
 from ctxext.tracking import DEFAULT_TRACKERS, Sink, kept_offline, start_sinks
 from ctxext.training.evaluation_set import EvaluationSet
 from ctxext.training.loop import train
@@ -161,9 +162,9 @@ def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run
         print(f"evaluations: {note}", file=sys.stderr)
     for evaluation in asked.evals:
         evaluation.check(base.tokenizer)
-    scaled = _scaled(asked, base, directory)
+    scaled, speeds = _scaled(asked, base, directory)
     plan = Plan.of(experiment, base, scaled.evals, directory)
-    clock = _start_clock(plan, directory, started)
+    clock = _start_clock(plan, directory, started, speeds)
     proof = None
     with start_sinks(experiment, directory, track=track, job="run") as sinks:
         for method in experiment.zero_shot:
@@ -203,26 +204,33 @@ def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run
     return Run(directory.path, records, proof, clock.summary(), Costs.of(directory))
 
 
-def _scaled(experiment: Experiment, base: LM, directory: RunDir) -> Scaled:
+def _scaled(experiment: Experiment, base: LM, directory: RunDir) -> tuple[Scaled, Speeds | None]:
     """The evaluations within the budget of the run, which an earlier start may have fixed.
 
-    Raises ValueError for minutes that are too few.
+    And the speeds of this device, if that took measuring them. Raises ValueError for minutes
+    that are too few.
     """
     asked, evals = experiment.budget, experiment.evals
     if not evals or not budget.is_minutes(asked):
-        return budget.scale(asked, evals)
+        return budget.scale(asked, evals), None
+    speeds = None
     texts = budget.known_texts(directory, asked)
     if texts is None:
         # All that the recipe declares, whatever is there already.
         plan = Plan.of(experiment, base, evals)
         speeds = plan.measure()
         texts = distributed.broadcast_from_primary(lambda: budget.texts_within(asked, plan, speeds))
-    return budget.scale(asked, evals, texts=texts)
+    return budget.scale(asked, evals, texts=texts), speeds
 
 
-def _start_clock(plan: Plan, directory: RunDir, started: float) -> StageClock:
-    """Say what the run does and how long that takes, before it starts."""
-    estimate = plan.estimate(*plan.speeds())
+def _start_clock(
+    plan: Plan, directory: RunDir, started: float, speeds: Speeds | None = None
+) -> StageClock:
+    """Say what the run does and how long that takes, before it starts.
+
+    speeds: of this device, if they were measured for that.
+    """
+    estimate = plan.estimate(speeds) if speeds is not None else plan.estimate(*plan.speeds())
     print("\n".join(estimate.lines()), file=sys.stderr, flush=True)
     clock = StageClock(estimate, directory)
     clock.passed("prepare", time.monotonic() - started)

@@ -47,7 +47,8 @@ def parts_heard_by(listener: PartListener) -> Iterator[None]:
 
 
 def now_at(part: str) -> None:
-    """The work is at this part from now on."""
+    """The work is at this part from now on; "": at none in particular of the one around it."""
+    part = part or _part.get()
     listener = _part_listener.get()
     if listener is not None:
         listener(part)
@@ -77,6 +78,13 @@ def as_part(number: int, count: int) -> Iterator[None]:
         yield
 
 
+def tell(share: float) -> None:
+    """So much of the present call is done."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(min(1.0, share))
+
+
 class Meter:
     """Adds up the operations of a call, and tells the share of them that is done."""
 
@@ -87,9 +95,7 @@ class Meter:
     def add(self, operations: float) -> None:
         """So many more are done."""
         self._done += operations
-        listener = _listener.get()
-        if listener is not None:
-            listener(min(1.0, self._done / self._total))
+        tell(self._done / self._total)
 
 
 def each(items: Iterable[Item], size: Callable[[Item], float]) -> Iterator[Item]:
@@ -108,6 +114,12 @@ def seconds_left(elapsed: float, done: float, left: float) -> float | None:
     first part that is done, as compiling comes before it.
     """
     return elapsed * left / done if done > 0 and elapsed > 0 else None
+
+
+def left_text(elapsed: float, share: float) -> str:
+    """The time that is left of a part, for the end of a line; "" before there is a pace."""
+    left = seconds_left(elapsed, share, 1.0 - share)
+    return "" if left is None or share >= 1 else f", about {duration(left)} left of it"
 
 
 def duration(seconds: float) -> str:

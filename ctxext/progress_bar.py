@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ctxext.progress import duration, heard_by, now_at, parts_heard_by, seconds_left
+from ctxext.progress import (
+    duration,
+    heard_by,
+    left_text,
+    now_at,
+    parts_heard_by,
+    seconds_left,
+)
 from ctxext.terminal import PrintableStream, printable_line, raw_stream
 
 SPEED_PERIOD = 600.0
@@ -51,14 +58,20 @@ class TerminalBar(Progress):
 
 
 class WorkBar:
-    """A bar for work that is not counted: the part that it is at, how far that is, its seconds."""
+    """A bar for work that is not counted: the part that it is at, how far that is, its seconds.
 
-    def __init__(self, name: str, *, enabled: bool = True) -> None:
-        self._bar = TerminalBar(
-            enabled=enabled, details="{task.elapsed:.0f} s", counts=False, transient=True
-        )
+    And those that are left of the part, at its pace so far.
+    """
+
+    def __init__(
+        self, name: str, *, enabled: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        details = "{task.elapsed:.0f} s{task.fields[left]}"
+        self._bar = TerminalBar(enabled=enabled, details=details, counts=False, transient=True)
         self._name = printable_line(name)
-        self._task = self._bar.add_task(self._name, total=None)
+        self._clock = clock
+        self._began = clock()
+        self._task = self._bar.add_task(self._name, total=None, left="")
 
     @property
     def is_visible(self) -> bool:
@@ -75,12 +88,15 @@ class WorkBar:
             yield
 
     def _hear(self, share: float) -> None:
-        self._bar.update(self._task, completed=share, total=1.0)
+        left = left_text(self._clock() - self._began, share)
+        self._bar.update(self._task, completed=share, total=1.0, left=left)
 
     def _begin(self, part: str) -> None:
         self._bar.remove_task(self._task)
-        name = f"{self._name}: {printable_line(part)}" if part else self._name
-        self._task = self._bar.add_task(name, total=None)
+        self._began = self._clock()
+        is_named = bool(part) and printable_line(part) != self._name
+        name = f"{self._name}: {printable_line(part)}" if is_named else self._name
+        self._task = self._bar.add_task(name, total=None, left="")
 
 
 class CountedWork:

@@ -5,11 +5,13 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from ctxext.cli.termination import terminated_as_interrupted
 from ctxext.data.sources import Files, Stdlib
 from ctxext.evals import Perplexity, Retrieval, evaluated_model
 from ctxext.evals.base import documents, item_rng
@@ -111,7 +113,7 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
     assert len(read_records(sink)) == 24
 
 
-def test_ctrl_c_in_the_middle_of_a_reading_loses_only_that_reading(tmp_path, capsys, monkeypatch):
+def test_sigterm_in_the_middle_of_a_reading_loses_only_that_reading(tmp_path, capsys, monkeypatch):
     """The records afterwards equal those of an evaluation that nobody interrupted, to the bit."""
     monkeypatch.setitem(reading.PART, "cpu", 1e3)
     monkeypatch.setattr(reading, "SMALLEST_CHUNK", 32)
@@ -126,10 +128,14 @@ def test_ctrl_c_in_the_middle_of_a_reading_loses_only_that_reading(tmp_path, cap
         add(meter, operations)
         heard.append(meter)
         if len(set(map(id, heard))) == 2 and heard.count(meter) == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
 
     sink = tmp_path / "records.jsonl"
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(KeyboardInterrupt),
+        terminated_as_interrupted(),
+    ):
         patched.setattr(Meter, "add", interrupt)
         evaluate(lm, (grid,), sink=sink)
     assert 0 < len(read_records(sink)) < len(whole)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import time
 import unicodedata
@@ -21,10 +22,11 @@ from ctxext.cli.commands import all_commands
 from ctxext.cli.heartbeat import sign_of_life
 from ctxext.cli.main import main
 from ctxext.evals.record import EvaluatedModel, read_records
+from ctxext.evals.reporting import EvaluationProgress
 from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.model_card import BEGIN, END, code_block, model_card, with_proof
 from ctxext.interop.safetensors_files import write_tensors
-from ctxext.progress import Meter, now_at, part, parts_heard_by
+from ctxext.progress import Meter, left_text, now_at, part, parts_heard_by
 from ctxext.progress_bar import CountedWork, TerminalBar
 from ctxext.report import tables, write_report
 from ctxext.report.pages import page
@@ -306,7 +308,8 @@ def test_a_sign_of_life_breaks_a_long_silence_in_a_log(monkeypatch):
             deadline = time.monotonic() + 30
             while log.getvalue().count("\n") < 3 and time.monotonic() < deadline:
                 time.sleep(0.01)
-        with sign_of_life("prove", interval=0.01), part("reading with \x1b[2J"):
+        about = "exp\x1b[2Jort"
+        with sign_of_life("prove", about, interval=0.01), part("reading with \x1b[2J"):
             Meter(total=4.0).add(1.0)
             deadline = time.monotonic() + 30
             while "reading" not in log.getvalue() and time.monotonic() < deadline:
@@ -314,7 +317,8 @@ def test_a_sign_of_life_breaks_a_long_silence_in_a_log(monkeypatch):
     lines = log.getvalue().splitlines()
     for line in lines[1:3]:
         assert re.fullmatch(r"ctxext export: at work for \d+ s", line)
-    at_work = r"ctxext prove: at work for \d+ s, reading with \\x1b\[2J, 25%"
+    at_work = r"ctxext prove exp\\x1b\[2Jort: at work for \d+ s, reading with \\x1b\[2J, 25%"
+    at_work += r", about \d+ s left of it"
     assert re.fullmatch(at_work, next(line for line in lines if "reading" in line))
 
 
@@ -327,6 +331,15 @@ def test_parts_of_work_are_told_and_the_outer_one_again():
         with pytest.raises(KeyError), part("comparison"):
             raise KeyError
     assert told == ["proof", "reader", "layer", "proof", "comparison", "proof", ""]
+    with parts_heard_by(told.append), part("evaluate yarn"):
+        with EvaluationProgress("yarn", list, enabled=False) as progress:
+            progress.begin("passkey, yarn", 3)
+    assert told[7:] == ["evaluate yarn", "passkey, yarn", "evaluate yarn", ""]
+    assert (left_text(30.0, 0.25), left_text(0.0, 0.25), left_text(9.0, 1.0)) == (
+        ", about 2 min left of it",
+        "",
+        "",
+    )
 
 
 def test_a_stage_without_a_bar_of_its_own_shows_its_part(monkeypatch, tmp_path):
@@ -394,13 +407,15 @@ def test_a_long_command_has_a_bar_on_a_terminal(monkeypatch, tmp_path):
 def shown_by(shares):
     """A stand-in for the bar's update that notes what it is given."""
 
-    def update(bar, task, *, completed, total):
+    def update(bar, task, *, completed, total, left):
         assert total == 1
+        assert bool(left) == (completed < 1)
         shares.append(completed)
 
     return update
 
 
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -415,11 +430,16 @@ def shown_by(shares):
     ],
 )
 def test_an_interrupted_command_says_what_is_kept_and_how_to_go_on(
-    words, message, monkeypatch, capsys
+    words, message, how, monkeypatch, capsys
 ):
     def interrupt(args, rest):
-        raise KeyboardInterrupt
+        if how == "Ctrl-C":
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
 
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(all_commands()[words[0]], "run", interrupt)
-    assert main(words) == 130
+    assert main(words) == {"Ctrl-C": 130, "SIGTERM": 143}[how]
+    assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err == f"ctxext: interrupted: {message}\n"

@@ -11,15 +11,15 @@ import threading
 import time
 from collections.abc import Iterator
 
-from ctxext.progress import duration, heard_by, parts_heard_by
+from ctxext.progress import duration, heard_by, left_text, parts_heard_by
 from ctxext.terminal import PrintableStream, printable_line
 
 INTERVAL = 90.0
 """Seconds without output after which a line is printed: longer than between lines of progress."""
-
-
 WITHOUT_BARS = ("export", "import", "prove")
-"""Commands that show no bar themselves."""
+"""Commands that show no bar themselves, and no lines of progress."""
+INTERVAL_WITHOUT_BARS = 30.0
+"""Seconds of the same for these."""
 
 
 @dataclasses.dataclass
@@ -27,13 +27,16 @@ class Work:
     """How far a command is, as it tells it."""
 
     command: str
+    """With what it is about, such as "prove runs/mine/export"."""
     started: float = dataclasses.field(default_factory=time.monotonic)
     part: str = ""
+    part_began: float = dataclasses.field(default_factory=time.monotonic)
     share: float | None = None
 
     def begin(self, part: str) -> None:
         """The command is at another part."""
         self.part = part
+        self.part_began = time.monotonic()
         self.share = None
 
     def hear(self, share: float) -> None:
@@ -46,16 +49,22 @@ class Work:
         if self.part:
             text += f", {self.part}"
         if self.share is not None:
-            text += f", {self.share:.0%}"
+            elapsed = time.monotonic() - self.part_began
+            text += f", {self.share:.0%}{left_text(elapsed, self.share)}"
         return printable_line(text)
 
 
 @contextlib.contextmanager
-def sign_of_life(command: str, *, interval: float = INTERVAL) -> Iterator[None]:
+def sign_of_life(
+    command: str, subject: str = "", *, interval: float | None = None
+) -> Iterator[None]:
     """In the block, print a line whenever nothing was printed on stderr for `interval` seconds.
 
-    On a terminal, commands without a bar get one instead.
+    subject: what the command is about, its first argument. interval: by default that of the
+    command. On a terminal, commands without a bar get one instead.
     """
+    if interval is None:
+        interval = INTERVAL_WITHOUT_BARS if command in WITHOUT_BARS else INTERVAL
     stream = sys.stderr
     if not isinstance(stream, PrintableStream):
         yield
@@ -64,7 +73,7 @@ def sign_of_life(command: str, *, interval: float = INTERVAL) -> Iterator[None]:
         with _bar(command) if command in WITHOUT_BARS else contextlib.nullcontext():
             yield
         return
-    work = Work(command)
+    work = Work(f"{command} {subject}".rstrip())
     is_over = threading.Event()
 
     def watch() -> None:

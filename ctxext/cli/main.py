@@ -36,7 +36,7 @@ def parsers() -> tuple[Overview, dict[str, Parser]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Bad input prints one line and returns 2; Ctrl-C returns 130.
+    """Run one command. Bad input prints one line and returns 2; Ctrl-C returns 130, SIGTERM 143.
 
     Too little memory prints one line too, and returns 1.
     """
@@ -66,6 +66,7 @@ def _main(argv: Sequence[str] | None) -> int:
 def _run(args: argparse.Namespace, rest: list[str], words: Sequence[str]) -> int:
     from ctxext.child_python import safe_path
     from ctxext.cli.heartbeat import sign_of_life
+    from ctxext.cli.termination import Terminated, terminated_as_interrupted
     from ctxext.files import following_links
     from ctxext.parallel import distributed
 
@@ -73,7 +74,9 @@ def _run(args: argparse.Namespace, rest: list[str], words: Sequence[str]) -> int
         if hasattr(args, "coordinator"):
             distributed.initialize(args.coordinator, args.num_processes, args.process_id)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(sign_of_life(words[0]))
+            subject = words[1] if len(words) > 1 and not words[1].startswith("-") else ""
+            stack.enter_context(sign_of_life(words[0], subject))
+            stack.enter_context(terminated_as_interrupted())
             stack.enter_context(safe_path())
             if getattr(args, "follow_links", False):
                 stack.enter_context(following_links())
@@ -100,13 +103,13 @@ def _run(args: argparse.Namespace, rest: list[str], words: Sequence[str]) -> int
         message = f"process {distributed.process_index()}: {type(error).__name__}: {error}"
         print(f"ctxext: {message}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(_interrupted(args.command, words), file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupt, Terminated) else 130
 
 
 def _interrupted(command: Any, words: Sequence[str]) -> str:
-    """The line that says which work is kept after Ctrl-C, and how to continue."""
+    """The line that says which work is kept after Ctrl-C or SIGTERM, and how to continue."""
     kept = getattr(command, "KEPT", None)
     line = shlex.join(["ctxext", *words])
     if kept is None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ctxext.progress import duration, seconds_left
+from ctxext.progress import duration, now_at, seconds_left
 from ctxext.progress_bar import TerminalBar
 from ctxext.terminal import printable_line
 
@@ -60,6 +60,7 @@ class EvaluationProgress:
         """The next evaluation begins, of which so many records are missing."""
         self._number += 1
         self._title = printable_line(title)
+        now_at(title)
         self._records = 0
         self._total_records = num_records
         self._calls = 0
@@ -130,4 +131,5 @@ class EvaluationProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        now_at("")
         self._bar.stop()

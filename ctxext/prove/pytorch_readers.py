@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxext import progress
 from ctxext.files import read_json
 from ctxext.interop.weight_files import TRAINABLE_PARAMS
 from ctxext.prove.artifact import Artifact
@@ -24,9 +25,11 @@ def repeated(forward: Callable[[], np.ndarray], attempts: int = 4) -> np.ndarray
     2e-4, in 2 of about 10 processes and in none of 150 later passes. The cause is unknown; a proof
     must not depend on it.
     """
-    last = forward()
+    with progress.as_part(0, 2):
+        last = forward()
     for _ in range(attempts):
-        again = forward()
+        with progress.as_part(1, 2):
+            again = forward()
         if np.array_equal(last, again):
             break
         last = again
@@ -86,9 +89,11 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
 
             return repeated(forward)
 
+        _tell_layers(model)
         of_rope: dict[str, Any] = {}
         with _recorded_rotations(model) as rotations:
-            all_logits = [logits(first)]
+            with progress.as_part(0, len(inputs)):
+                all_logits = [logits(first)]
         if rotary is not None:
             if (config.get("no_rope_layers") or [1])[0]:
                 of_rope["rotated"] = _first_layer(model, rotations[0], first.compared)
@@ -100,7 +105,9 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
             of_rope["tables"] = (cos[0, :, :half].numpy(), sin[0, :, :half].numpy())
             of_rope["attention_factor"] = float(rotary.attention_scaling)
             of_rope["ropes"] = [_rope_at(rotary, length) for length in text_lengths(first)]
-        all_logits += [logits(reader_input) for reader_input in inputs[1:]]
+        for number, reader_input in enumerate(inputs[1:], 1):
+            with progress.as_part(number, len(inputs)):
+                all_logits.append(logits(reader_input))
         tokenizer_class: Any = transformers.AutoTokenizer
         if has_rules_replaced(artifact.base):
             tokenizer_class = transformers.PreTrainedTokenizerFast
@@ -120,6 +127,17 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
         **of_rope,
         **of_tokenizer,
     )
+
+
+def _tell_layers(model: Any) -> None:
+    """Let the layers of a model tell how many of them a pass is through."""
+    import torch
+
+    lists = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    layers = max(lists, key=len, default=[])
+    for number, layer in enumerate(layers, 1):
+        share = number / len(layers)
+        layer.register_forward_hook(lambda *_, share=share: progress.tell(share))
 
 
 def _with_adapter(peft: Any, model: Any, adapter: Path) -> Any:

@@ -75,6 +75,7 @@ def _evaluate(
             "ropes": [reader.rope(length) for length in text_lengths(first)],
         }
     logits = []
+    reader.told = progress.tell
     for number, x in enumerate(inputs):
         with progress.as_part(number, len(inputs)):
             logits.append(reader.logits(x.tokens, x.positions, x.compared))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ctxext.files import write_json
 from ctxext.parallel import distributed
-from ctxext.progress import duration
+from ctxext.progress import duration, part
 from ctxext.progress_bar import WorkBar
 from ctxext.rundir import RunDir
 from ctxext.stages.estimate import Estimate
@@ -42,7 +42,8 @@ class StageClock:
         if not stage.is_done:
             _print(self._beginning(number))
         started = time.monotonic()
-        with WorkBar(stage.name, enabled=kind in WITHOUT_BARS).shown():
+        bar = WorkBar(stage.name, enabled=kind in WITHOUT_BARS)
+        with part(stage.name), bar.shown():
             yield  # what is interrupted has not ended
         self.took[number] = time.monotonic() - started
         self._write()

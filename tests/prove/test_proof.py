@@ -27,6 +27,7 @@ from ctxext.methods.resonance import Resonance
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.model.lm import LM
+from ctxext.progress import heard_by, parts_heard_by
 from ctxext.prove import compare, describe, prove, pytorch_readers
 from ctxext.prove import proof as module
 from ctxext.prove.reference import hf as hf_reference
@@ -109,7 +110,18 @@ def test_numpy_alone_proves_every_scaling(tmp_path, scaling, no_transformers):
 
 @pytest.mark.usefixtures("readers")
 def test_both_readers_agree_and_the_proof_is_written(copy):
-    proof = prove(copy, against=model())
+    told: list[tuple[str, float | None]] = [("", None)]
+    with (
+        parts_heard_by(lambda part: told.append((part, None))),
+        heard_by(lambda share: told.append((told[-1][0], share))),
+    ):
+        proof = prove(copy, against=model())
+    # Two texts each, which transformers reads twice at least; the layers of each are told.
+    for name, passes in (("numpy", 2), ("transformers", 4)):
+        shares = [x for part, x in told if part == f"reading with {name}" and x is not None]
+        layers = model().config.num_hidden_layers
+        expected = {n / (passes * layers) for n in range(1, passes * layers + 1)}
+        assert sorted(set(shares)) == pytest.approx(sorted(expected))
     assert proof["equal"]
     assert proof["weights_that_differ"] == []
     assert proof["dtype"] == "bfloat16"

@@ -6,7 +6,7 @@ Other families differ from it in the attributes of `Decoder`.
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -78,6 +78,7 @@ class ReferenceReader(abc.ABC):
     rotates rows 2j and 2j + 1 of a head, not j and j + d / 2. `rounded`: it stores frequencies in
     float32. `reads_model`: it has the SentencePiece model and no files next to it. `library`: name
     and version of a package that makes numbers of quantized weights for it, empty if none does.
+    `told`: hears the share of the layers that `logits` has passed.
     """
 
     neighbours = False
@@ -89,6 +90,7 @@ class ReferenceReader(abc.ABC):
     rms_norm_eps: float
     hidden_act: str = "silu"
     decoder: Decoder = Decoder()
+    told: Callable[[float], None] | None = None
 
     @abc.abstractmethod
     def weight(self, name: str) -> np.ndarray:
@@ -146,6 +148,8 @@ class ReferenceReader(abc.ABC):
                 before = x if self.decoder.parallel else attended
                 y = self._norm(before, f"{at}.post_attention_layernorm")
             x = attended + self._mlp(y, f"{at}.mlp")
+            if self.told is not None:
+                self.told((layer + 1) / self.num_hidden_layers)
         return self._norm(x[compared], "model.norm") @ self.output().T
 
     def rotated(
