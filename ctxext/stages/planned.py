@@ -54,8 +54,10 @@ def estimate(
             texts = budget.texts_within(experiment.budget, whole, speeds)
     scaled = budget.scale(experiment.budget, experiment.evals, texts=texts)
     plan = Plan.of(experiment, base, scaled.evals, run, training_only=training_only)
-    known = (speeds,) if speeds is not None else plan.speeds(dry=True)
-    return dataclasses.replace(plan.estimate(*known), notes=notes)
+    reason = ""
+    if speeds is None:
+        speeds, reason = plan.speeds(dry=True)
+    return dataclasses.replace(plan.estimate(speeds, reason), notes=notes)
 
 
 def estimate_all(
