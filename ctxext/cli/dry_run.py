@@ -18,6 +18,7 @@ from ctxext.model.quantized import cast_floats
 from ctxext.plan.job import count
 from ctxext.rope import RopeScaling, rope_at
 from ctxext.training import evaluation_set
+from ctxext.training.untrained import beyond_rows
 
 
 def dry_run(
@@ -38,7 +39,7 @@ def dry_run(
         *_base_facts(experiment, config),
         ("context", context.text(scaling)),
         *_method_facts(experiment, config, scaling),
-        *_step_facts(experiment, config),
+        *_step_facts(experiment, config, beyond_rows(experiment, context, scaling)),
         *_evaluation_facts(experiment),
         *(("doubtful", text) for text in requirements.doubts(experiment)),
         *(("missing", text) for text in requirements.missing(experiment)),
@@ -84,12 +85,17 @@ def _method_facts(
     )
 
 
-def _step_facts(experiment: Experiment, config: LlamaConfig) -> Iterator[tuple[str, str]]:
+def _step_facts(
+    experiment: Experiment, config: LlamaConfig, untrained: str
+) -> Iterator[tuple[str, str]]:
+    """untrained: a sentence about contexts that the rows do not train."""
     train = experiment.train
     windows = train.seq_len / config.max_position_embeddings
     rows = f"{train.batch_size} x {train.accumulate} rows"
     tokens = train.steps * train.batch_size * train.accumulate * train.seq_len
     yield "batch", f"{rows} of {train.seq_len} tokens ({windows:g} windows)"
+    if untrained and train.steps:
+        yield "", untrained
     yield "steps", f"{train.steps}, {tokens:,} tokens, compute in {train.dtype}"
     yield "kernel", _kernel(experiment, config)
 

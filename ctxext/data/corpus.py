@@ -77,9 +77,13 @@ class Rows(abc.ABC):
                     yield part
 
     def notes(self, seq_len: int) -> Iterator[str]:
-        """Sentences about what rows of `seq_len` tokens leave out or cut off."""
+        """Sentences about what rows of `seq_len` tokens train, leave out or cut off."""
         for part in self.made_of():
             yield from part.notes(seq_len)
+
+    def longest_text(self, seq_len: int) -> int:
+        """Tokens of the longest text in a row of `seq_len` tokens that no other text interrupts."""
+        return max((part.longest_text(seq_len) for part in self.made_of()), default=seq_len)
 
 
 def corpora(rows: Rows) -> Iterator["Corpus"]:
@@ -281,7 +285,13 @@ class Corpus(Rows):
 
     def notes(self, seq_len: int) -> Iterator[str]:
         if self.is_answer is not None:
-            yield self.packing(seq_len).note
+            packing = self.packing(seq_len)
+            yield packing.trained_note
+            yield packing.note
+
+    def longest_text(self, seq_len: int) -> int:
+        # The last token of a document is a target only.
+        return min(seq_len, int(np.diff(self.offsets).max(initial=1)) - 1)
 
     def provenance(self) -> dict[str, Any]:
         return self.facts

@@ -47,7 +47,8 @@ class Packing(NamedTuple):
 
     rows: the documents of each. num_cut: documents that are longer than a row, of which its end is
     cut off. num_without: documents that are left out, because no trained token is in what is left.
-    num_tokens: those of all rows together, without padding.
+    num_tokens: those of all rows together, without padding. num_trained: those that are targets of
+    the loss.
     """
 
     rows: list[list[int]]
@@ -55,27 +56,39 @@ class Packing(NamedTuple):
     num_cut: int
     num_without: int
     num_tokens: int
+    num_trained: int
 
     @classmethod
     def of(cls, offsets: np.ndarray, is_trained: np.ndarray, seq_len: int) -> "Packing":
         """offsets: int[documents + 1]; is_trained: bool[tokens], whether a token is a target."""
         # The last token of a document is a target only.
         sizes = np.minimum(np.diff(offsets) - 1, seq_len)
-        has_target = np.array(
+        num_targets = np.array(
             [
-                bool(is_trained[start + 1 : start + 1 + size].any())
+                np.count_nonzero(is_trained[start + 1 : start + 1 + size])
                 for start, size in zip(offsets[:-1].tolist(), sizes.tolist(), strict=True)
             ],
-            bool,
+            np.int64,
         )
-        used = np.flatnonzero(has_target)
+        used = np.flatnonzero(num_targets)
         rows = [[int(used[i]) for i in row] for row in pack(sizes[used], seq_len)]
         num_cut = int((np.diff(offsets)[used] - 1 > seq_len).sum())
-        return cls(rows, seq_len, num_cut, len(sizes) - len(used), int(sizes[used].sum()))
+        num_without = len(sizes) - len(used)
+        num_trained = int(num_targets.sum())
+        return cls(rows, seq_len, num_cut, num_without, int(sizes[used].sum()), num_trained)
+
+    @property
+    def trained_note(self) -> str:
+        """A sentence about what is trained of it."""
+        share = self.num_trained / self.num_tokens if self.num_tokens else 0
+        return (
+            f"only answers are trained: the loss counts {self.num_trained:,} of "
+            f"{self.num_tokens:,} tokens ({share:.0%})"
+        )
 
     @property
     def note(self) -> str:
-        """A sentence about it."""
+        """A sentence about how it is packed."""
         num_documents = sum(map(len, self.rows))
         share = 1 - self.num_tokens / (len(self.rows) * self.seq_len) if self.rows else 0
         note = (

@@ -30,6 +30,7 @@ from ctxext.training.progress import TrainLog
 from ctxext.training.state import split_params, start_state, state_shapes, without_teacher
 from ctxext.training.step import compiled_step
 from ctxext.training.stopping import Request, StoppingPolicy, signals
+from ctxext.training.untrained import beyond_rows, beyond_texts
 
 
 def train(
@@ -54,7 +55,7 @@ def train(
     _check_dropout(base.config)
     rows = experiment.training_data.open(base.tokenizer)
     if progress:
-        _say_what_is_read(experiment, rows)
+        _say_what_is_read(experiment, base, rows)
     evaluator = Evaluator.of(experiment, base)
     batches = Batches(experiment, base, rows)
     if progress and (warning := experiment.mesh.idle()):
@@ -142,7 +143,13 @@ def _check_dropout(config: LlamaConfig) -> None:
         )
 
 
-def _say_what_is_read(experiment: Experiment, rows: Rows) -> None:
+def _say_what_is_read(experiment: Experiment, base: LM, rows: Rows) -> None:
+    """Print what is trained of the data, and what is not; how much is held out of it."""
+    scaling = experiment.effective_scaling(base.scaling)
+    if note := beyond_rows(experiment, base.context, scaling):
+        print(f"context: {note}", file=sys.stderr)
+    if note := beyond_texts(experiment, base.context, rows):
+        print(f"data: {note}", file=sys.stderr)
     for note in rows.notes(experiment.positions.text_tokens(experiment.train.seq_len)):
         print(f"data: {note}", file=sys.stderr)
     for corpus in corpora(rows):

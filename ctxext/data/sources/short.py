@@ -55,5 +55,8 @@ class PackedRows(Rows):
     def notes(self, seq_len: int) -> Iterator[str]:
         yield from self.rows.notes(self.short)
 
+    def longest_text(self, seq_len: int) -> int:
+        return self.rows.longest_text(min(self.short, seq_len))
+
     def provenance(self) -> dict[str, Any]:
         return {"kind": "packed", "seq_len": self.short, "rows": self.rows.provenance()}

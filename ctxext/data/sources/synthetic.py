@@ -39,6 +39,9 @@ class TaskRows(Rows):
         tokens, weights = self.task.training_row(context, seq_len + 1)
         return Row(tokens[:-1], tokens[1:], weights[1:], np.ones(seq_len, np.int32))
 
+    def longest_text(self, seq_len: int) -> int:
+        return seq_len  # the question and its haystack are one text
+
     def provenance(self) -> dict[str, Any]:
         return {
             "kind": "synthetic",
