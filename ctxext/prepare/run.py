@@ -170,8 +170,13 @@ def describe(index: dict[str, Any], out: Path) -> str:
     made_by = index["tokenizer"]
     lines += [
         f"{index['dtype']} ids of tokenizer {made_by['sha256'][:12]}, "
-        f"BOS {made_by['bos_id']}, EOS {made_by['eos_id']}",
+        f"{_marker('BOS', made_by['bos_id'])} and {_marker('EOS', made_by['eos_id'])}",
         f"wrote {out}; train on it with --data.path {shlex.quote(str(out))}, or "
         f"data=Prepared({json.dumps(str(out))})",
     ]
     return "\n".join(lines)
+
+
+def _marker(name: str, token_id: int | None) -> str:
+    """Whether each document has it."""
+    return f"no {name}" if token_id is None else f"{name} {token_id}"

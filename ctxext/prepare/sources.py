@@ -1,10 +1,18 @@
 """The files of the sources that are prepared, looked at before any work is done."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ctxext.data.documents import Field, Found, check_beginnings, find_files, patterns
+from ctxext.data.documents import (
+    Field,
+    Found,
+    accompanies_data,
+    check_beginnings,
+    find_files,
+    patterns,
+    summary,
+)
 
 
 def option(field: str, *, is_chat: bool = False) -> Field:
@@ -17,10 +25,10 @@ def find_sources(
 ) -> list[dict[str, Path]]:
     """The files of every source by the names they are cited by, in order.
 
-    Says which files are not read, unless `quiet`. Raises ValueError for a source that does not
-    exist or holds no text, and for files that begin with more than `max_rejects` allows.
+    Says which files are read and which are not, unless `quiet`. Raises ValueError for a source that
+    does not exist or holds no text, and for files that begin with more than `max_rejects` allows.
     """
-    sources = []
+    sources: list[dict[str, Path]] = []
     for root in roots:
         if not root.exists():
             raise ValueError(
@@ -33,9 +41,29 @@ def find_sources(
         except ValueError as error:
             raise ValueError(f"{error}{_those_that_can_be_read(found, field)}") from None
         if found.note and not quiet:
-            print(f"prepare: {found.note}", file=sys.stderr, flush=True)
+            _say(found.note)
         sources.append(found.files)
+    if not quiet:
+        for note in _what_is_read(roots, sources):
+            _say(note)
     return sources
+
+
+def _say(note: str) -> None:
+    print(f"prepare: {note}", file=sys.stderr, flush=True)
+
+
+def _what_is_read(roots: Sequence[Path], sources: Sequence[dict[str, Path]]) -> Iterator[str]:
+    """Sentences about the files that are read, and those that a pattern took by accident."""
+    names = [name for files in sources for name in files]
+    first = f", the first {', '.join(names[:3])}" if len(names) > 3 else ""
+    yield f"reads {summary(names)}{first}"
+    about = [str(root) for root in roots if root.is_file() and accompanies_data(root)]
+    if about:
+        yield (
+            f"{summary(about)} read because named, as by a pattern such as *.md; the directory "
+            "itself, as SRC, is read without such files"
+        )
 
 
 def _those_that_can_be_read(found: Found, field: Field) -> str:
@@ -47,7 +75,7 @@ def _those_that_can_be_read(found: Found, field: Field) -> str:
             readable.append(name)
         except ValueError:
             pass
-    others = [name for name in found.files if name not in readable]
+    others = [*(name for name in found.files if name not in readable), *found.ignored]
     if not readable:
         return ""
     return (

@@ -123,10 +123,34 @@ def test_a_mixed_directory_says_which_files_can_be_prepared(tmp_path):
         f"1 of the 5 files of {root} can be read so: prepare {root / 'chats.jsonl'}, and the "
         "others by themselves"
     )
+    # A pattern would take what is passed over in a directory.
+    (root / "more" / "README_en.md").write_text("about")
+    assert f"prepare {root}/*.txt {root}/more/c.md {root}" in advice(is_chat=False)
     (root / "texts.jsonl").unlink()
     assert f"prepare {root}/*.jsonl, and" in advice(is_chat=True)
     names = ["a.txt", "b.md", "c.rst", "d.tex"]
     assert patterns(Path("d"), names, []) == "d/*.txt d/*.md d/*.rst and 1 more"
+
+
+def test_what_is_read_is_said_and_what_a_pattern_took_by_accident(tmp_path, capsys):
+    for name in ("README.md", "a.md", "b.md", "c.txt"):
+        (tmp_path / name).write_text("text")
+
+    def said(*roots: Path) -> list[str]:
+        find_sources(roots, option("text"), max_rejects=0.0)
+        return capsys.readouterr().err.splitlines()
+
+    assert said(tmp_path) == [
+        f"prepare: {tmp_path}: not read are README.md",
+        "prepare: reads a.md, b.md, c.txt",
+    ]
+    assert said(*sorted(tmp_path.glob("*"))) == [
+        "prepare: reads 4 files (.md: 3, .txt: 1), the first README.md, a.md, b.md",
+        f"prepare: {tmp_path}/README.md read because named, as by a pattern such as *.md; the "
+        "directory itself, as SRC, is read without such files",
+    ]
+    find_sources([tmp_path], option("text"), max_rejects=0.0, quiet=True)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ and with its line, row or entry.
 from ctxext.data.documents.conversations import messages_of as messages_of
 from ctxext.data.documents.field import Field as Field
 from ctxext.data.documents.files import Found as Found
+from ctxext.data.documents.files import accompanies_data as accompanies_data
 from ctxext.data.documents.files import find_files as find_files
 from ctxext.data.documents.files import patterns as patterns
+from ctxext.data.documents.files import summary as summary
 from ctxext.data.documents.kinds import COMPRESSIONS as COMPRESSIONS
 from ctxext.data.documents.kinds import SUFFIXES as SUFFIXES
 from ctxext.data.documents.kinds import kind_of as kind_of

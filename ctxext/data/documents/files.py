@@ -38,7 +38,7 @@ class Found(NamedTuple):
         """A sentence about what is not read; empty if everything is."""
         if not self.ignored:
             return ""
-        return f"{self.root}: not read are {_summary(self.ignored)}"
+        return f"{self.root}: not read are {summary(self.ignored)}"
 
 
 def _splits(names: Iterable[str]) -> list[str]:
@@ -82,7 +82,7 @@ def find_files(root: Path) -> Found:
     ignored: list[str] = []
     for path in _walk(root, ()):
         name = path.relative_to(root).as_posix()
-        if kind_of(path) is None or ABOUT_THE_DATA.fullmatch(path.name):
+        if kind_of(path) is None or accompanies_data(path):
             ignored.append(name)
         else:
             files[name] = path
@@ -94,7 +94,7 @@ def find_files(root: Path) -> Found:
         )
     _check_no_copies(root, files)
     if not files:
-        held = f" but {_summary(ignored)}" if ignored else ""
+        held = f" but {summary(ignored)}" if ignored else ""
         raise ValueError(
             f"{root} holds no file that can be read{held}: give {', '.join(SUFFIXES)} files"
         )
@@ -193,7 +193,12 @@ def _saved_dataset(root: Path) -> list[Path]:
     return paths
 
 
-def _summary(names: tuple[str, ...] | list[str]) -> str:
+def accompanies_data(path: Path) -> bool:
+    """Whether a file is passed over in a directory, by its name, as it is about the data there."""
+    return ABOUT_THE_DATA.fullmatch(path.name) is not None
+
+
+def summary(names: Sequence[str]) -> str:
     """Up to three names, or else how many files there are of each kind."""
     if len(names) <= 3:
         return ", ".join(names)
