@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from ctxext.rope import RopeScaling
 from ctxext.rope_by_length import checked_switch_lengths
 from ctxext.rundir import RunDir
 from ctxext.serialization import type_tag
+from ctxext.tokenization.answers import training_chat
 from ctxext.training import evaluation_set
 
 LOW_FOR_ADAPTERS, MANY_FOR_ADAPTERS = 5e-5, 1000
@@ -122,7 +123,10 @@ def doubts(experiment: Experiment) -> list[str]:
 
 
 def unreadable(experiment: Experiment) -> list[str]:
-    """A sentence for each text that is there but does not begin as text that can be read."""
+    """A sentence for each text that is there but does not begin as text that can be read.
+
+    And for a chat template that records need and the base does not have.
+    """
     sentences = []
     for requirement in requirements(experiment):
         if requirement.place.exists():
@@ -130,6 +134,12 @@ def unreadable(experiment: Experiment) -> list[str]:
                 _check_text(requirement.text, requirement.field_option, check_beginnings)
             except ValueError as error:
                 sentences.append(str(error))
+    source = experiment.init or experiment.tokenizer
+    if source is not None and loading.is_here(source):
+        try:
+            _check_templates(experiment, [needed.text for needed in requirements(experiment)])
+        except ValueError as error:
+            sentences.append(str(error))
     return list(dict.fromkeys(sentences))
 
 
@@ -211,7 +221,18 @@ def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], No
     if found.note:
         print(found.note, file=sys.stderr)
     chat_option = "--data.chat-template" if option == "--data.field" else ""
-    read(found, Field(text.field, option, chat_option, text.is_chat))
+    read(found, Field(text.field, option, chat_option, text.chat_template is not None))
+
+
+def _check_templates(experiment: Experiment, texts: Collection[TextOnDisk]) -> None:
+    """Raise ValueError for a chat template that the tokenizer lacks or that cannot be read."""
+    templates = {text.chat_template for text in texts if text.chat_template is not None}
+    source = experiment.init or experiment.tokenizer
+    if not templates or source is None:
+        return
+    tokenizer = loading.open_tokenizer(source)
+    for template in sorted(templates):
+        training_chat(tokenizer, template, "--data.chat-template")
 
 
 def check_context(
@@ -303,6 +324,7 @@ def check(experiment: Experiment, *, training_only: bool = False) -> None:
         raise ValueError("; ".join(sentences))
     required = list(requirements(experiment, training_only=training_only))
     options = {requirement.text: requirement.field_option for requirement in reversed(required)}
+    _check_templates(experiment, options)
     for text, option in options.items():
         _check_text(text, option, check_texts)
     prepared = [requirement for requirement in required if is_prepared(requirement.place)]

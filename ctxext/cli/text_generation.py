@@ -12,7 +12,7 @@ from ctxext.data.documents import COMPRESSIONS, plain_text
 from ctxext.model.lm import LM
 from ctxext.plan.longest_text import check_length
 from ctxext.terminal import printable_line, write_model_text
-from ctxext.tokenization.chat import chat_of
+from ctxext.tokenization.chat import Chat, chat_of
 from ctxext.tokenization.tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -89,13 +89,14 @@ class TextGenerator:
         return tokenizer.special_literals(prompt.removeprefix(bos))
 
     def chat(
-        self, questions: Iterable[str], system: str | None = None, template: str | None = None
+        self, questions: Iterable[str], system: str | None = None, chat: Chat | None = None
     ) -> Completion:
         """Answer each question with the whole conversation as context; returns the last answer.
 
-        Raises ValueError for a missing or wrong chat template, and if there is no question.
+        chat: how messages are written; None: by the checkpoint's own template. Raises ValueError
+        for a missing or wrong chat template, and if there is no question.
         """
-        chat = chat_of(self.lm.tokenizer, template)
+        chat = chat or chat_of(self.lm.tokenizer)
         messages = [] if system is None else [{"role": "system", "content": system}]
         answer = None
         for question in questions:

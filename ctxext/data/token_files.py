@@ -220,6 +220,7 @@ def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:
     if index["version"] == ANSWERS_VERSION:
         is_answer = np.memmap(answer_file(root, split), np.uint8, "r")
         provenance["kind"] = "prepared answers"
+        provenance["chat_template_sha256"] = index.get("chat_template_sha256")
     num_held_out = index["splits"]["heldout"]["documents"]
     total = sum(index["splits"][name]["documents"] for name in SPLITS)
     return Corpus(

@@ -43,7 +43,27 @@ ALPACA = """
     {%- endif -%}
 {%- endfor -%}
 """
-"""The prompt of Alpaca, which LongAlpaca has too; a further question follows in the same form."""
+"""The prompt of Alpaca; a further question follows in the same form.
+
+With an input and without, as PROMPT_DICT of train.py in tatsu-lab/stanford_alpaca (15b51ae, 2023)
+has them. LongAlpaca's first models had it too, until 2 November 2023.
+"""
+LONGALPACA = """
+{%- for message in messages -%}
+    {%- if message.role == 'user' and loop.first and not message.input -%}
+        {{- '[INST]' + message.content + '[/INST]' -}}
+    {%- elif message.role == 'assistant' and loop.index == 2 -%}
+        {{- message.content + eos_token -}}
+    {%- else -%}
+        {{- raise_exception('the longalpaca prompt is one question, without system or input') -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+"""The prompt of LongAlpaca's models since 2 November 2023: "prompt_llama2", without white space.
+
+As inference.py and supervised-fine-tune.py of dvlab-research/LongLoRA (d4eb344, 2024) write it.
+Their data has no inputs; their code would write one under another, longer prompt.
+"""
 VICUNA = """
 {%- set ns = namespace(messages=messages) -%}
 {%- if messages[0].role == 'system' -%}
@@ -64,8 +84,12 @@ VICUNA = """
     {%- endif -%}
 {%- endfor -%}
 """
-"""The prompt of Vicuna 1.1 and 1.5."""
-TEMPLATES = {"alpaca": ALPACA, "llama2": LLAMA2, "vicuna": VICUNA}
+"""The prompt of Vicuna 1.1, 1.3 and 1.5.
+
+As "vicuna_v1.1" of fastchat/conversation.py in lm-sys/FastChat (0e6d3e4, 2025) writes it; its
+train.py leaves a first turn of the assistant out, where such a record is refused here.
+"""
+TEMPLATES = {"alpaca": ALPACA, "llama2": LLAMA2, "vicuna": VICUNA, "longalpaca": LONGALPACA}
 """Templates by the names that --chat-template knows."""
 OWN = "own"
 """The name of the checkpoint's own template, where training data is read."""
@@ -129,5 +153,5 @@ def chat_of(tokenizer: Tokenizer, template: str | Path | None = None) -> Chat:
     raise ValueError(
         "the checkpoint has no chat template; give one with --chat-template FILE, in Jinja, or "
         "the one that the model was trained with by its name: --chat-template llama2 ([INST] "
-        "markers), --chat-template vicuna or --chat-template alpaca"
+        "markers), vicuna, alpaca or longalpaca"
     )

@@ -317,7 +317,11 @@ class Tokenizer:
     def bos_note(self) -> str:
         """How texts begin, in words."""
         if not self.adds_bos:
-            return "texts begin without BOS"
+            cause = "has none" if self.bos_id is None else "adds none; --bos puts one there"
+            return (
+                "texts begin without BOS, in training, evaluations and prompts, as the tokenizer "
+                f"{cause}"
+            )
         note = f"texts begin with BOS, {self.special_tokens['bos_token']} (id {self.bos_id})"
         if self.adds_bos_by_its_class:
             note += (

@@ -1,5 +1,6 @@
 """Chat and instruction records as training data: what is read, packed and trained of them."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 import ctxext
+from ctxext import requirements
 from ctxext.assets import TINY_LLAMA
 from ctxext.attention import Causal
 from ctxext.cli.main import main
@@ -19,6 +21,7 @@ from ctxext.data.packing import Packing, pack
 from ctxext.model.loss import batch_loss
 from ctxext.positions import Contiguous
 from ctxext.tokenization.tokenizer import load_tokenizer
+from support.tiny_train import tiny_experiment
 
 USER, ASSISTANT, SYSTEM = (
     lambda content, role=role: {"role": role, "content": content}
@@ -158,6 +161,13 @@ def test_records_that_are_read_as_text_name_the_option(tmp_path, capsys):
         )
     assert main([*argv, "--dry-run", "--data.chat-template", "vicuna"]) == 0
     assert "unreadable" not in capsys.readouterr().out
+    # A template that the base lacks is found before anything is measured.
+    source = Files(path, chat_template="own")
+    experiment = dataclasses.replace(tiny_experiment(source), model=None, init=str(TINY_LLAMA))
+    advice = "no chat template of its own: give --data.chat-template alpaca, llama2, vicuna, "
+    with pytest.raises(ValueError, match=advice):
+        requirements.check(experiment)
+    assert [advice in sentence for sentence in requirements.unreadable(experiment)] == [True]
     # A key of text that is named is read as text.
     assert list(Files(path, "output").texts()) == ["3"]
 
@@ -234,6 +244,10 @@ def test_packing_is_best_fit_decreasing_and_says_what_it_leaves_out():
     packing = Packing.of(offsets, is_trained, 8)
     assert packing.rows == [[2], [0]]
     assert (packing.num_cut, packing.num_without, packing.num_tokens) == (1, 2, 11)
+    # Target 3 of the first document, and 20 of the third one, which is cut after target 22.
+    assert packing.trained_note == (
+        "only answers are trained: the loss counts 2 of 11 tokens (18%)"
+    )
     assert packing.note == (
         "2 records packed into 2 rows of 8 tokens, 31% padding; 1 are longer than a row and lose "
         "their ends; 2 are left out, as their answers begin after so many"

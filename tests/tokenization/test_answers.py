@@ -102,7 +102,9 @@ def bundled() -> Tokenizer:
     return Tokenizer({path.name: path.read_bytes() for path in paths})
 
 
-# Alpaca's train.py and FastChat's "vicuna_v1.1" write these texts.
+# What these write, read in their code: PROMPT_DICT of train.py in tatsu-lab/stanford_alpaca
+# (15b51ae), "vicuna_v1.1" of conversation.py in lm-sys/FastChat (0e6d3e4), and "prompt_llama2" of
+# supervised-fine-tune.py in dvlab-research/LongLoRA (d4eb344).
 ALPACA_START = "Below is an instruction that describes a task"
 ALPACA_INPUT = ", paired with an input that provides further context"
 ALPACA_END = ". Write a response that appropriately completes the request.\n\n"
@@ -140,6 +142,11 @@ ANSWER = {"role": "assistant", "content": "3"}
                 "USER: Add\n\n1, 2 ASSISTANT:",
                 " 4</s>",
             ],
+        ),
+        (
+            "longalpaca",
+            [{"role": "user", "content": "Hi\n"}, ANSWER],
+            ["[INST]Hi\n[/INST]", "3</s>"],
         ),
     ],
 )

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ctxext.cli import numbers, options
 
@@ -63,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--chat-template",
         metavar="FILE|NAME",
         help="A template in Jinja, or a model's prompts by its name: llama2 (the [INST] markers of "
-        "its own code), vicuna, alpaca; default: the checkpoint's.",
+        "its own code), vicuna, alpaca, longalpaca; default: what the run was trained with, or the "
+        "checkpoint's.",
     )
     parser.add_argument("--system", metavar="TEXT", help="The system message of the chat.")
     options.add_json(parser)
@@ -104,9 +106,29 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         quiet=args.json,
     )
     if args.chat:
-        completion = generator.chat(prompts, args.system, args.chat_template)
+        chat = _chat(args.source, args.chat_template, lm.tokenizer)
+        completion = generator.chat(prompts, args.system, chat)
     else:
         completion = generator.complete(next(prompts))
     print(lm.tokenizer.bos_note, file=sys.stderr)
     if args.json:
         print(json.dumps(completion.data))
+
+
+def _chat(source: str, template: str | None, tokenizer: Any) -> Any:
+    """By the template that is named, that a run was trained with, or that the checkpoint has."""
+    from ctxext.cli.trained_chat import trained_chat
+    from ctxext.tokenization.chat import OWN, chat_of
+
+    if template is not None:
+        return chat_of(tokenizer, template)
+    trained = trained_chat(source, tokenizer)
+    if trained is None:
+        return chat_of(tokenizer)
+    chat, name = trained
+    if name != OWN:
+        print(
+            f"chat template: {name}, which the run was trained with (--chat-template)",
+            file=sys.stderr,
+        )
+    return chat

@@ -92,8 +92,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--chat-template",
         metavar="NAME|FILE",
         help="Read chat and instruction records, and mark their answers, which alone are trained: "
-        "the checkpoint's own template (own), alpaca, vicuna, llama2, or a file in Jinja; "
-        "default: texts are read.",
+        "the checkpoint's own template (own), alpaca, vicuna, llama2, longalpaca, or a file in "
+        "Jinja; default: texts are read.",
     )
     parser.add_argument(
         "--dry-run",

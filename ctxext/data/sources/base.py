@@ -20,14 +20,14 @@ from ctxext.tokenization.protocol import TokenizerLike
 class TextOnDisk(NamedTuple):
     """A file or directory that a source reads, and its split where it is a prepared directory.
 
-    field: the key or column of the text; None: only a prepared directory will do. is_chat: it holds
-    chat or instruction records.
+    field: the key or column of the text; None: only a prepared directory will do. chat_template: by
+    what chat and instruction records are written, as in `Files`; None: it holds text.
     """
 
     path: str
     split: str = "train"
     field: str | None = "text"
-    is_chat: bool = False
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True)

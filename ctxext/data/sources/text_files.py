@@ -39,7 +39,8 @@ class Files(TextSource):
     chat_template: str | None = None
     """Read chat records (`messages`, or `conversations` of ShareGPT) and instruction records
     (`instruction`, `input`, `output`) and train their answers only: by the checkpoint's "own" chat
-    template, by "alpaca", "vicuna" or "llama2", or by a file in Jinja; None reads text."""
+    template, by "alpaca", "vicuna", "llama2" or "longalpaca", or by a file in Jinja; None reads
+    text."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -65,7 +66,7 @@ class Files(TextSource):
         return cls(name)
 
     def text_on_disk(self) -> Iterator[TextOnDisk]:
-        yield TextOnDisk(self.path, field=self.field, is_chat=self.chat_template is not None)
+        yield TextOnDisk(self.path, field=self.field, chat_template=self.chat_template)
 
     def training_part(self, share: float) -> Source:
         if not share or is_prepared(Path(self.path).expanduser()):
