@@ -95,23 +95,32 @@ def test_windows_are_the_authors(name):
     loss = of_params(case["params"])
     T = len(case["ce_full"])
     model = RecordedLosses(case)
-    index = jnp.arange(T)[None]
+    index = jnp.broadcast_to(jnp.arange(T), (2, T))
+    # In the second row only answers are trained: other tokens count nowhere.
+    is_answer = np.arange(T) % 5 < 2
+    trained = np.stack([np.ones(T), is_answer]).astype(np.float32)
     batch = {
         "tokens": index,
         "targets": index + 1,
-        "weights": jnp.ones((1, T)),
+        "weights": jnp.asarray(trained),
         "positions": index,
-        "segment_ids": jnp.ones((1, T), jnp.int32),
+        "segment_ids": jnp.ones((2, T), jnp.int32),
     }
     total, sums = loss(model, batch, {SHORT: None})  # pyright: ignore
     expected = np.array(case["weight"], np.float32)
     first = loss.short_context - 1
     expected[first : first + loss.stride] = 1
-    np.testing.assert_allclose(model.weights[0], expected, rtol=2e-6)
-    assert float(total) == pytest.approx(float((expected * model.full).sum()), rel=2e-6)
-    assert float(sums["weight"]) == T
-    assert float(sums["token_weight"]) == pytest.approx(float(expected.sum()), rel=2e-6)
-    assert float(sums["cross_entropy"]) == pytest.approx(sum(case["ce_full"]), rel=2e-6)
+    np.testing.assert_allclose(model.weights, expected[None] * trained, rtol=2e-6)
+    full = np.array(case["ce_full"], np.float32)
+    both = expected.sum() + expected[is_answer].sum()
+    assert float(total) == pytest.approx(
+        float((expected[None] * trained * full[None]).sum()), rel=2e-6
+    )
+    assert float(sums["weight"]) == T + is_answer.sum()
+    assert float(sums["token_weight"]) == pytest.approx(float(both), rel=2e-6)
+    assert float(sums["cross_entropy"]) == pytest.approx(
+        full.sum() + full[is_answer].sum(), rel=2e-6
+    )
     (passes,) = loss.forward_passes(Lengths(T, T, T)).items()
     lengths = [window["length"] for window in case["windows"]]
     assert passes == (max(lengths), len(lengths) - 1)

@@ -87,6 +87,55 @@ ROTATIONS = {
 }
 
 
+def test_only_answers_count_in_the_loss_and_all_text_in_the_distances():
+    """By the formula on arrays: rows with questions, answers and padding, a window of 4 tokens."""
+    rng = np.random.default_rng(0)
+    states = {name: rng.normal(size=(2, 6, 3)).astype(np.float32) for name in "ab"}
+    nll = rng.random((2, 6)).astype(np.float32)
+    weights = np.float32([[0, 0, 1, 1, 1, 0], [0, 1, 0, 0, 0, 0]])
+    segment_ids = np.int32([[1, 1, 1, 1, 2, 2], [1, 1, 1, 0, 0, 0]])
+
+    config = dataclasses.replace(tiny.CONFIG, max_position_embeddings=4, num_hidden_layers=1)
+    setup = ModelSetup(config, Causal(), "blocked", "float32", ONE_DEVICE)
+    names = dict.fromkeys(("tokens", "targets", POSITIONS), jnp.zeros((2, 6), jnp.int32))
+    batch = {**names, "weights": jnp.asarray(weights), "segment_ids": jnp.asarray(segment_ids)}
+    loss = LongRed(short_weight=0.5, short_to_long_weight=2.0, layers=(1,))
+
+    def computed(states: dict, nll: np.ndarray) -> tuple[float, dict]:
+        class Recorded(Forward):
+            """A model whose parameters are its hidden states."""
+
+            def hidden(self, batch, **_) -> jax.Array:
+                return self.params[:, : batch["tokens"].shape[1]]  # pyright: ignore
+
+            def hidden_of_layers(self, batch, numbers, **_) -> tuple[jax.Array, ...]:
+                return tuple(self.hidden(batch) for _ in numbers)
+
+            def weighted_loss(self, hidden, targets, weights) -> jax.Array:
+                return (jnp.asarray(nll) * weights).sum()
+
+        of_model, of_base = (jnp.asarray(states[name]) for name in "ab")
+        rotations = dict.fromkeys(("base", "short", "skipped"), ROTATIONS[BATCH])
+        forward = Recorded(of_model, ROTATIONS[BATCH], setup, "none", of_base)  # pyright: ignore
+        total, sums = loss(forward, batch, rotations)
+        return float(total), {name: float(value) for name, value in sums.items()}
+
+    total, sums = computed(states, nll)
+    a, b = (states[name][:, :4] for name in "ab")
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    distances = np.array([1 - cosine[0].mean(), 1 - cosine[1, :3].mean()])
+    of_rows = float((weights.sum(1) * distances).sum())
+    assert sums["weight"] == 4
+    assert sums["next_token_loss"] == pytest.approx(float((nll * weights).sum()), rel=1e-6)
+    assert sums["short_distance"] == pytest.approx(of_rows, rel=1e-6)
+    assert total == pytest.approx(sums["next_token_loss"] + 2.5 * of_rows, rel=1e-6)
+    # Losses of questions and padding, and what is behind padding, change nothing.
+    changed = {name: np.where((segment_ids == 0)[..., None], 7, x) for name, x in states.items()}
+    assert computed(changed, np.where(weights > 0, nll, 9)) == (total, sums)
+    states["a"][0, 0] *= -1  # of a question
+    assert computed(states, nll)[1]["short_distance"] != sums["short_distance"]
+
+
 def microbatch() -> dict[str, jax.Array]:
     """Two rows of two documents, with unequal weights; the first ends within the window."""
     batch = tiny.next_token_batch(tiny.tokens(ROWS, T))
