@@ -22,6 +22,7 @@ cell, two documents, two steps of training. Any text will do for it.
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 from ctxext.attention import Attention
 from ctxext.data import Files, Mix, Short, Source, Stdlib
@@ -55,6 +56,12 @@ from ctxext.tasks import Niah, Passkey
 
 TEXTS = "runs/austen"
 """What experiments/texts/austen.py wrote."""
+PARTS = ("train", "heldout", "heldout-long")
+"""Its directories."""
+HOW_TO_GET_THEM = (
+    "apt-get download r-cran-janeaustenr && python experiments/texts/austen.py "
+    f"r-cran-janeaustenr_1.0.0-1_all.deb --out {TEXTS}"
+)
 SEEDS = (0, 1, 2)
 SMALL_WINDOW = 2048
 """Windows below this many tokens get the smoke scale."""
@@ -240,13 +247,24 @@ def trained(seed: int, config: LlamaConfig) -> Iterator[Experiment]:
         )
 
 
+def check_texts() -> None:
+    """Raise ValueError, with the command that gets them, for texts that are not there."""
+    missing = [part for part in PARTS if not (Path(TEXTS) / part).is_dir()]
+    if missing:
+        raise ValueError(
+            f"the texts of this study are not in {TEXTS} ({', '.join(missing)}): {HOW_TO_GET_THEM}"
+        )
+
+
 def experiment(config: LlamaConfig) -> Experiment:
-    """The first trial, the base as it is."""
+    """The first trial, the base as it is. Raises ValueError without the texts."""
+    check_texts()
     return base(config)
 
 
 def sweep(config: LlamaConfig) -> Iterator[Experiment]:
-    """Every stage, the one with the most to say first."""
+    """Every stage, the one with the most to say first. Raises ValueError without the texts."""
+    check_texts()
     yield from zero_shot("zero-shot", 2.0, config)
     for seed in SEEDS:
         yield from trained(seed, config)

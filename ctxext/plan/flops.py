@@ -2,7 +2,9 @@
 
 The rule of thumb of 6 P per token (arXiv 2001.08361) is the part of the matrices, without
 embeddings. Attention comes on top: 4 N H per visible pair of tokens and layer, for exactly the
-pairs that the masks of the method leave visible.
+pairs that the masks of the method leave visible in a row of one text. Of rows that hold several, as
+packed chats and short documents, this is an upper bound: their texts do not see each other, and how
+long they are is not known before the data is read. An MFU of such rows is too high by as much.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ from typing import Any
 
 from ctxext.files import read_bytes
 from ctxext.interop.front_matter import read_block
-from ctxext.interop.model_card import HUB_NAMES
+from ctxext.interop.model_card import HUB_NAMES, NO_LICENSE
 
 EXAMPLES = {"base_model": "meta-llama/Llama-2-7b-hf", "license": "llama2"}
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
@@ -57,6 +57,11 @@ def _names(entries: dict[str, Any], key: str) -> tuple[str, ...]:
     value = entries.get(key)
     values = value if isinstance(value, list) else [value]
     return tuple(str(item) for item in values if item not in (None, ""))
+
+
+def says_no_license(file: Path) -> bool:
+    """Whether the list of a card still has the line of a base that states no license."""
+    return f"- license: {NO_LICENSE}" in read_bytes(file, LARGEST_TEXT).decode(errors="replace")
 
 
 def refuse_tokens(file: Path) -> None:

@@ -10,7 +10,7 @@ from ctxext.interop.model_card import HUB_NAMES
 from ctxext.loading import is_run
 from ctxext.prove.file_digests import changed_files, file_digests, in_words
 from ctxext.prove.recorded import RecordedProof, proof_file, read_recorded
-from ctxext.publish.card import Card, names_home, read_card, refuse_tokens
+from ctxext.publish.card import Card, names_home, read_card, refuse_tokens, says_no_license
 from ctxext.publish.contents import CARD, TERMS, files_of, plain_file
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -61,6 +61,11 @@ class Publication:
             for file in texts
             if names_home(file)
         ]
+        if says_no_license(files[CARD]):
+            notes.append(
+                f"{files[CARD]} names the license {contents.license} at its beginning, and its "
+                "list still says that none is stated: remove that line"
+            )
         files = dict(sorted(files.items()))
         return cls(path, repo, files, digests, contents, proof, tuple(hidden), tuple(notes))
 

@@ -20,7 +20,7 @@ from ctxext.report.pages.summary import summary
 from ctxext.report.pages.text import tables
 from ctxext.report.pages.verdict import verdict
 from ctxext.rope import RopeBase, RopeScaling
-from ctxext.rundir import RunDir
+from ctxext.rundir import SETTINGS, RunDir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,7 @@ __all__ = [
     "plot_wavelengths",
     "provenance",
     "read_records",
+    "repeated_seeds",
     "run_directories",
     "seeds_data",
     "seeds_text",
@@ -56,6 +57,16 @@ def choose_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     from ctxext.report.analysis import runs
 
     return runs.choose_runs(paths)
+
+
+def repeated_seeds(runs: Sequence[Path]) -> list[str]:
+    """A sentence for the runs that are not pooled, as two of them have the same seed."""
+    from ctxext.report.analysis import pooling
+    from ctxext.report.analysis.run_files import read_object
+
+    return pooling.repeated_seeds(
+        {str(path): read_object(RunDir(path).config_file, SETTINGS) for path in runs}
+    )
 
 
 def read_records(runs: Sequence[Path]) -> list[EvalRecord]:

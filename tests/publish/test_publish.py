@@ -249,6 +249,14 @@ def test_prose_may_be_completed_after_the_proof(copy: Path) -> None:
     path.write_text(f"{path.read_text()}\nfrom {Path.home()}/secret-project\n")
     (note,) = Publication.of(copy, REPO).notes
     assert note.startswith(f"{path} names a place in your home directory")
+    line = (
+        "- license: not stated by the files of the base; its terms hold for what is derived from it"
+    )
+    path.write_text(re.sub("^- license: .*", line, path.read_text(), flags=re.MULTILINE))
+    assert Publication.of(copy, REPO).notes[1:] == (
+        f"{path} names the license mit at its beginning, and its list still says that none is "
+        "stated: remove that line",
+    )
 
 
 @pytest.mark.parametrize("repo", ["tiny", "a/b/c", "../a", "a/..", "owner/näme"])

@@ -10,6 +10,7 @@ from ctxext.cli.main import main
 from ctxext.evals.record import read_records
 from ctxext.evals.stats import sign_flip
 from ctxext.files import write_json
+from ctxext.report import repeated_seeds
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.runs import read_runs
 from ctxext.report.analysis.seeds import across_seeds
@@ -180,6 +181,11 @@ def test_runs_that_differ_in_more_than_the_seed_stay_apart(tmp_path):
     runs = [run_of(tmp_path / f"r{seed}", seed) for seed in (1, 2)]
     write_json(runs[1] / "config.json", {"seed": 2, "train": {"batch_size": 2}})
     same_seed = [run_of(tmp_path / f"s{i}", 1) for i in (1, 2)]
+    assert repeated_seeds(runs) == []
+    assert repeated_seeds([*same_seed, *runs]) == [
+        f"{same_seed[0]} and {same_seed[1]} and {runs[0]} have the same settings and the same seed "
+        "1: the 3 runs with these settings are not pooled; leave one of them out"
+    ]
     for pair in (runs, same_seed):
         results = Results(record for run in read_runs(pair) for record in run.records)
         yarn = [v.name for v in results.variants if v.model.rope.startswith("yarn")]

@@ -1,6 +1,8 @@
 """The study on SmolLM2: its texts, its trials, its tables, and all of it at the smoke scale."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -8,6 +10,7 @@ import itertools
 import re
 import struct
 import tarfile
+import tempfile
 import zlib
 from pathlib import Path
 from types import ModuleType
@@ -43,9 +46,33 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def trials(config: LlamaConfig) -> dict[str, Experiment]:
+def sweep(config: LlamaConfig) -> dict[str, Experiment]:
     window = config.max_position_embeddings
     return load_sweep(FOLDER / "smollm2_study.py", lambda: (config, window))
+
+
+@functools.cache
+def trials(config: LlamaConfig) -> dict[str, Experiment]:
+    """The trials, which are listed only where there are directories of texts."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for name in ("train", "heldout", "heldout-long"):
+            Path("runs", "austen", name).mkdir(parents=True)
+        return sweep(config)
+
+
+def test_missing_texts_are_named_before_anything_runs_with_the_command_that_gets_them(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "austen" / "train").mkdir(parents=True)
+    page = (FOLDER.parent / "docs" / "study.md").read_text()
+    (commands,) = re.findall(r"```\n(apt-get .*)\n(python .*)\n```", page)
+    with pytest.raises(ValueError) as error:
+        sweep(TINY)
+    assert str(error.value) == (
+        "the texts of this study are not in runs/austen (heldout, heldout-long): "
+        + " && ".join(commands)
+    )
 
 
 # The texts.

@@ -14,10 +14,12 @@ import yaml
 
 from ctxext import sweep
 from ctxext.assets import TINY_LLAMA
+from ctxext.cli.commands.sweep import missing_texts
 from ctxext.cli.main import main
 from ctxext.evals.record import read_records
 from ctxext.experiment import load_sweep
 from ctxext.sweep.watch import Watch
+from support.tiny_train import tiny_experiment
 
 FILE = """
 import dataclasses
@@ -418,6 +420,16 @@ def test_the_commands_of_trials_and_bad_sweeps(
     (tmp_path / "nothing.py").write_text("x = 1")
     with pytest.raises(ValueError, match="defines no sweep"):
         load_sweep(tmp_path / "nothing.py")
+
+
+def test_texts_that_are_not_there_are_named_with_the_trials_that_need_them(tmp_path: Path):
+    there, gone, other = tmp_path, tmp_path / "gone", tmp_path / "other"
+    texts = {"a": there, "b": gone, "c": other, "d": gone}
+    lines = list(missing_texts({name: tiny_experiment(path) for name, path in texts.items()}))
+    assert [line.partition(", which is not there: ")[0] for line in lines] == [
+        f"missing for 2 trials: data reads {gone}",
+        f"missing for c: data reads {other}",
+    ]
 
 
 def test_the_yaml_of_wandb_runs_the_same_command(

@@ -80,7 +80,10 @@ def _report_seeds(args: argparse.Namespace) -> None:
 
 def _report_runs(args: argparse.Namespace) -> None:
     from ctxext import report
+    from ctxext.terminal import printable_line
 
+    for line in report.repeated_seeds(args.runs):
+        print(printable_line(line), file=sys.stderr)
     records = report.read_records(args.runs)
     if args.json:
         summary = report.summary(records)

@@ -12,7 +12,7 @@ finished.
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if args.wandb_yaml:
         print(sweep.wandb_yaml(args.experiment, list(experiments), arguments), end="")
         return 0
+    for line in missing_texts(experiments):
+        print(line, file=sys.stderr)
     trials = [sweep.Trial.of(args.experiment, name, args.out, arguments) for name in experiments]
     if args.dry_run:
         print("\n".join(trial.text for trial in trials))
@@ -141,6 +143,19 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     result = sweep.sweep(trials, args.out, args.launcher, resources)
     print(json.dumps(result.data) if args.json else result.text)
     return 1 if result.failed else 0
+
+
+def missing_texts(experiments: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each text that is not there, with the trials that will fail without it."""
+    from ctxext import requirements
+
+    needed_by: dict[str, list[str]] = {}
+    for name, experiment in experiments.items():
+        for sentence in requirements.missing(experiment):
+            needed_by.setdefault(sentence, []).append(name)
+    for sentence, names in needed_by.items():
+        trials = names[0] if len(names) == 1 else f"{len(names)} trials"
+        yield f"missing for {trials}: {sentence}"
 
 
 def _estimates(runs: Sequence[tuple[Any, Path]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ answers of all seeds about one text are one cluster, as several questions about 
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import commonprefix
 from typing import Protocol, TypeVar
 
@@ -30,27 +30,49 @@ class Run(Protocol):
 def pool_seeds(runs: Sequence[Run]) -> None:
     """Give the trained models of runs that differ only in their seed one name and one checkpoint.
 
-    A run whose seed another one has too stays by itself, as does one without a config.json.
+    The runs of an arm in which two have one seed stay by themselves, see `repeated_seeds`, as does
+    one without a config.json.
     """
-    arms: dict[str, list[Run]] = {}
-    for run in runs:
-        if isinstance(run.config.get("seed"), int):
-            arms.setdefault(_arm(run), []).append(run)
-    for arm in arms.values():
-        seeds = [run.config["seed"] for run in arm]
-        if len(arm) > 1 and len(set(seeds)) == len(seeds):
-            name = _name_of_arm(arm)
-            for run in arm:
+    by_place = {str(place): run for place, run in enumerate(runs)}
+    for seeds in _arms({place: run.config for place, run in by_place.items()}):
+        arm = [(by_place[place], seed) for place, seed in seeds.items()]
+        if len(arm) > 1 and len(set(seeds.values())) == len(arm):
+            name = _name_of_arm([run for run, _ in arm])
+            for run, seed in arm:
                 run.records = [
-                    _pooled(r, run.config["seed"], name) if r.model.checkpoint == run.name else r
+                    _pooled(r, seed, name) if r.model.checkpoint == run.name else r
                     for r in run.records
                 ]
 
 
-def _arm(run: Run) -> str:
-    """The settings of the experiment without its seed and its name."""
-    settings = {k: v for k, v in run.config.items() if k not in ("seed", "name")}
-    return json.dumps(settings, sort_keys=True)
+def repeated_seeds(configs: Mapping[str, Mapping]) -> list[str]:
+    """A sentence for each arm that is not pooled, as two of its runs have the same seed.
+
+    configs: the config.json of each run by its name.
+    """
+    sentences = []
+    for seeds in _arms(configs):
+        of_seed: dict[int, list[str]] = {}
+        for name, seed in seeds.items():
+            of_seed.setdefault(seed, []).append(name)
+        for seed, names in of_seed.items():
+            if len(names) > 1:
+                sentences.append(
+                    f"{' and '.join(names)} have the same settings and the same seed {seed}: the "
+                    f"{len(seeds)} runs with these settings are not pooled; leave one of them out"
+                )
+                break
+    return sentences
+
+
+def _arms(configs: Mapping[str, Mapping]) -> list[dict[str, int]]:
+    """The seeds of the runs of each arm, by the runs' names: equal but for name and seed."""
+    arms: dict[str, dict[str, int]] = {}
+    for name, config in configs.items():
+        if isinstance(config.get("seed"), int):
+            settings = {k: v for k, v in config.items() if k not in ("seed", "name")}
+            arms.setdefault(json.dumps(settings, sort_keys=True), {})[name] = config["seed"]
+    return list(arms.values())
 
 
 def _name_of_arm(runs: Sequence[Run]) -> str:
