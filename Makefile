@@ -63,15 +63,16 @@ check: ## the built wheel, newest jax on Python 3.12, other readers
 
 environments: .venv/.ready-test .venv/.ready-smollm2 $(if $(PYTHON312),.venv312/.ready) .venvharness/.ready .venvtransformers4/.ready
 
-# The tests that do not need torch, again with the newest jax (tests/conftest.py selects them). Left out are the folders of what
-# computes nothing with jax: pages of reports, the repository itself, tasks, tokenizers. On Python 3.12 only other tests use those.
+# The tests that do not need torch, again with the newest jax (tests/conftest.py selects them), each with its first and its last
+# parameters: `make test` has the rest. Left out are the folders of what computes nothing with jax: pages of reports, the
+# repository itself, tasks, tokenizers. On Python 3.12 only other tests use those.
 without_jax := $(addprefix --ignore=tests/,report repository tasks tokenization)
 ifeq ($(PYTHON312),)
 newest:
 	@echo "newest jax: skipped, no python3.12 that runs on the PATH (make check PYTHON312=/path/to/python3.12)"
 else
 newest: .venv312/.ready
-	@.venv312/bin/python $(pytest) $(without_jax) $(PYTEST_ARGS)
+	@.venv312/bin/python $(pytest) --first-and-last $(without_jax) $(PYTEST_ARGS)
 endif
 
 # The tests that need the extra lm-eval, which is too large for the main environment, or benchmarks.

@@ -6,6 +6,7 @@ CTXEXT_TEST_PLATFORM=cuda,cpu (or tpu,cpu) runs on that device instead: `make gp
 import os
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Generator
 from importlib.util import find_spec
@@ -25,27 +26,27 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one process of this run has compiled, the others read. The workers inherit the variables.
+    PROGRAMS = tempfile.TemporaryDirectory(prefix="ctxext-test-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 # The Python 3.12 lane has the newest jax and no torch: only there, tests of torch are skipped.
 READERS = ("torch", "transformers", "peft")
 NO_READERS = sys.version_info >= (3, 12) and find_spec("torch") is None
 TOP_LEVEL = re.compile(rf"^(?:import|from) (?:{'|'.join(READERS)})\b", re.MULTILINE)
 TESTS = Path(__file__).parent
-# Much of the time of `make test` is compiling programs that run once, so there it is done with
-# little effort. `make slow` compiles as users do, and so does `make check`, but for more cells of
-# the tables of `make test` in these files: what they compile runs once too.
+# Much of the time of `make test` and `make check` is compiling programs that run once, so there it
+# is done with little effort. `make slow` compiles as users do, and these files of `make check` too.
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-QUICK_IN_CHECK = (
-    "attention/",
-    "model/",
-    "parallel/test_mesh.py",
-    "interop/test_families.py",
-    "interop/test_gguf_families.py",
-    "interop/test_peft_families.py",
-    "end_to_end/test_families.py",
-    "training/test_evaluation.py",
-    "training/test_monitor.py",
-    "cli/test_cli.py",
+FULLY_COMPILED_IN_CHECK = (
+    "bench/",
+    "end_to_end/test_bundled.py",
+    "interop/test_smollm2.py",
+    "parallel/test_processes.py",
+    "repository/test_recipe_twins.py",
+    "training/test_loop.py",
 )
 IS_QUICK = pytest.StashKey[bool]()
 # Files that take a minute or more in a tier, and files of few tests that take long. They start
@@ -81,6 +82,15 @@ collect_ignore = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option for the newest jax: a call that it lacks or warns of shows with any parameters."""
+    parser.addoption(
+        "--first-and-last",
+        action="store_true",
+        help="run a test of many parameters with the first and the last of them only",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Choose how programs are compiled and how property tests draw, by the tier that runs.
 
@@ -99,17 +109,27 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, then those with the most tests; in a file the order stays."""
+    if items and items[0].config.option.first_and_last:
+        _keep_first_and_last(items)
     counts = Counter(item.path for item in items)
     ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -counts[item.path]))
 
 
+def _keep_first_and_last(items: list[pytest.Item]) -> None:
+    """Of each test, in place, what runs with its first and with its last parameters."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    items[:] = [item for same in tests.values() for item in dict.fromkeys((same[0], same[-1]))]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation_in_check(request: pytest.FixtureRequest) -> None:
-    """Compile with little effort in `make check` too, in the files for which that is said."""
+def compilation_in_check(request: pytest.FixtureRequest) -> None:
+    """Compile as users do in the files of `make check` for which that is said."""
     config = request.config
     file = request.path.relative_to(TESTS).as_posix()
-    is_quick = config.option.markexpr == "check" and file.startswith(QUICK_IN_CHECK)
+    is_quick = config.option.markexpr == "check" and not file.startswith(FULLY_COMPILED_IN_CHECK)
     if config.stash.get(IS_QUICK, False) == is_quick:
         return
     import jax

