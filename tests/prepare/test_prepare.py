@@ -375,7 +375,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = len(list(out.glob("work/0*.npz")))
-    assert 20 <= done < len(cut([find_files(s).files for s in sources], "text", 500))
+    assert 20 <= done < len(cut([find_files(s).files for s in sources], option("text"), 500))
     assert not (out / "index.json").exists()
     with pytest.raises(ValueError, match="is not finished: run the same"):
         run.read_index(out)
