@@ -3,6 +3,7 @@
 CTXEXT_TEST_PLATFORM=cuda,cpu (or tpu,cpu) runs on that device instead: `make gpu`.
 """
 
+import gc
 import os
 import re
 import sys
@@ -114,6 +115,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     counts = Counter(item.path for item in items)
     ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -counts[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so that looking for garbage may pass it over."""
+    gc.collect()
+    gc.freeze()
 
 
 def _keep_first_and_last(items: list[pytest.Item]) -> None:
