@@ -39,7 +39,7 @@ def test_the_template_of_the_training_is_used(chats, tmp_path):
     plain = load_tokenizer(TINY_LLAMA)
     own = Tokenizer({**plain.files, CONFIG: json.dumps({"chat_template": OWN}).encode()})
     file = tmp_path / "mine.jinja"
-    file.write_text(f"{OWN} in a file")
+    file.write_text(f"in a file {OWN}")
 
     def found(name: str, source, tokenizer: Tokenizer = own) -> tuple[str, str] | None:
         chat = trained_chat(written_run(tmp_path / name, source, tokenizer), tokenizer)
@@ -48,8 +48,9 @@ def test_the_template_of_the_training_is_used(chats, tmp_path):
     of = {name: Files(str(chats), chat_template=name) for name in ("alpaca", "own", str(file))}
     assert found("a", of["alpaca"]) == (TEMPLATES["alpaca"], "alpaca")
     assert found("b", of["own"]) == (OWN, "own")
-    assert found("c", of[str(file)]) == (f"{OWN} in a file", str(file))
-    text = Files(str(Path(__file__)))
+    assert found("c", of[str(file)]) == (f"in a file {OWN}", str(file))
+    (tmp_path / "plain.txt").write_text("text")
+    text = Files(str(tmp_path / "plain.txt"))
     assert found("d", text) is None
     assert found("e", Mix(((1.0, text), (1.0, of["alpaca"])))) == (TEMPLATES["alpaca"], "alpaca")
     assert trained_chat(str(TINY_LLAMA), plain) is None
