@@ -288,6 +288,8 @@ class NamedModel:
     ) -> "NamedModel":
         """The model of a run or an HF directory; arguments and errors are those of `load`."""
         from ctxext import loading  # loads jax
+        from ctxext.interop.gguf import is_gguf
+        from ctxext.interop.gguf_container import quantized_types
         from ctxext.parallel.mesh import ONE_DEVICE
 
         path = loading.locate(source)
@@ -311,7 +313,10 @@ class NamedModel:
             weights=_checksum(lm),
             train_seq_len=_train_seq_len(path) if is_run else None,
             adapter=adapter.resolve().name if adapter else "",
+            quantized=quantized_types(path) if is_gguf(path) else "",
         )
+        if bos is False and lm.tokenizer.bos_id is not None:
+            weights = dataclasses.replace(weights, without_bos="--no-bos was given")
         directory = path if is_run else Path("runs") / f"eval-{name}"
         changed = lm.with_method(*methods, allow_shorter=allow_shorter)
         return cls(changed, weights, directory)

@@ -80,6 +80,7 @@ def evaluated_model(
         bos=lm.tokenizer.adds_bos,
         # Elsewhere nothing follows the length, and all semantics are one.
         semantics=lm.semantics if follows_length else "incremental",
+        without_bos=getattr(lm.tokenizer, "why_without_bos", ""),
     )
 
 

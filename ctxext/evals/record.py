@@ -68,6 +68,11 @@ class EvaluatedModel:
     """Whether every text began with BOS."""
     semantics: str = "incremental"
     """How new tokens are written where the method follows the length, see `generation`."""
+    quantized: str = field(default="", compare=False)
+    """The quantized types in the file that the weights were read from, "Q4_1"; "" for none, and
+    where it is not known."""
+    without_bos: str = field(default="", compare=False)
+    """Why texts began without BOS, in words; "" if they began with it, or if it is not known."""
 
     @property
     def changes(self) -> list[str]:

@@ -144,6 +144,34 @@ def fieller_interval(
     return Interval(value, float(centre - half), float(centre + half))
 
 
+def ratio_difference(
+    a: tuple[Numbers, Numbers],
+    b: tuple[Numbers, Numbers],
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """R_b - R_a for (numerators, denominators) of the same items, with a t interval over clusters.
+
+    R is a ratio of means. The influences of a cluster on both ratios (`ratio_influences`) are
+    subtracted, so that what it does to both alike is in neither the difference nor its interval. No
+    bounds with one cluster.
+    """
+    index, num_clusters = cluster_index(clusters)
+
+    def summed(which: int) -> np.ndarray:
+        columns = (np.bincount(index, np.asarray(side[which], float)) for side in (a, b))
+        return np.stack(list(columns), 1)
+
+    (of_a, of_b), influences, degrees = ratio_influences(summed(0), summed(1))
+    value = float(of_b - of_a)
+    if num_clusters < 2:
+        return Interval(value, None, None)
+    error = float(np.linalg.norm(influences[:, 1] - influences[:, 0]))
+    half = student_t(level, float(degrees.min())) * error
+    return Interval(value, value - half, value + half)
+
+
 def ratio_influences(
     tops: np.ndarray, bottoms: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

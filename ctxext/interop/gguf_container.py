@@ -7,6 +7,7 @@ anything of that size is read.
 import dataclasses
 import math
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,6 +86,18 @@ def read_contents(path: Path) -> GGUFContents:
             return _Parser(file, path.stat().st_size).contents()
     except (ValueError, OverflowError, struct.error) as error:
         raise ValueError(f"{path} cannot be read as GGUF: {error}") from None
+
+
+def quantized_types(path: Path) -> str:
+    """The quantized types of the tensors in a file, such as "Q4_1, Q6_K"; "" for none.
+
+    The one that holds most numbers comes first.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in read_contents(path).tensors.values():
+        if tensor.block > 1:
+            sizes[tensor.type_name] += math.prod(tensor.shape)
+    return ", ".join(name for name, _ in sizes.most_common())
 
 
 class _Parser:

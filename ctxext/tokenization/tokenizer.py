@@ -314,13 +314,22 @@ class Tokenizer:
         return self.adds_bos and JSON in self.files and says_nothing
 
     @property
+    def why_without_bos(self) -> str:
+        """Why texts begin without BOS, in words; "" if they begin with it."""
+        if self.adds_bos:
+            return ""
+        if self.bos_id is None:
+            return "the tokenizer has none"
+        return "the tokenizer adds none"
+
+    @property
     def bos_note(self) -> str:
         """How texts begin, in words."""
         if not self.adds_bos:
-            cause = "has none" if self.bos_id is None else "adds none; --bos puts one there"
+            can_add = "" if self.bos_id is None else "; --bos puts one there"
             return (
-                "texts begin without BOS, in training, evaluations and prompts, as the tokenizer "
-                f"{cause}"
+                "texts begin without BOS, in training, evaluations and prompts, as "
+                f"{self.why_without_bos}{can_add}"
             )
         note = f"texts begin with BOS, {self.special_tokens['bos_token']} (id {self.bos_id})"
         if self.adds_bos_by_its_class:

@@ -79,7 +79,16 @@ def test_the_source_of_the_books_is_said_where_it_is_known():
     unknown = books(GOOD, 10**9)
     assert "books: documents" not in tables(unknown)
     of_code = [changed(r, protocol={"source": "Stdlib(split=heldout)"}) for r in unknown]
-    assert "books: documents of Stdlib(split=heldout)." in tables(of_code)
+    note = "books: files of Python's standard library (Stdlib(split=heldout))."
+    assert note in tables(of_code)
+    both = of_code + [changed(r, protocol=of_code[0].protocol) for r in books(BAD, 640)]
+    said = "\n".join(verdict(both))
+    for of_one in ("read through", "read through the same"):
+        assert f"{of_one} 4 files of Python's standard library: " in said
+    assert "book" not in said
+    own = [changed(r, protocol={"source": "Files(path=mine)"}) for r in unknown]
+    assert "books: documents of Files(path=mine)." in tables(own)
+    assert "read through 4 books: " in "\n".join(verdict(own))
 
 
 def test_where_retrieval_answers_nothing_the_books_do():
@@ -111,6 +120,8 @@ def test_a_departure_that_chance_may_explain_is_not_claimed():
         "10 % of perplexity up to all 2,048 tokens; 4 books do not exclude it from "
         f"{entry.departure.low:,} tokens on."
     )
+    cell = f"not shown [{entry.departure.low:,}, > 2,048]"
+    assert any(row.endswith(cell) for row in tables(records).splitlines())
 
 
 def test_the_loss_beyond_the_window_is_compared_with_the_base_by_book():
@@ -217,6 +228,9 @@ def test_a_single_book_and_no_text_beyond_the_window():
     short = books(GOOD, 10**9, length=WINDOW)
     assert "nothing was read beyond the window" in verdict(short)[1]
     assert "not read beyond the window" in tables(short)
+    control = "Not in this table: the base with only the last window"
+    assert control in " ".join(tables(books(BAD, 640)).split())
+    assert control not in " ".join(tables(short).split())
 
 
 def test_tables_the_page_and_trackers_have_it():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from ctxext.cli.main import main
+from ctxext.cli.main import main, parsers
 from ctxext.evals.record import AnswerRecord, EvalRecord
 from ctxext.model.parts import Parts
 from ctxext.report import read_records, verdict, write_report
@@ -235,6 +235,12 @@ def test_training_export_and_provenance(page: Element) -> None:
     assert facts["tokenizer"] == "d34bb20655eb"
     assert facts["data"] == "text 181 documents 2,131,688 tokens 1fc34e6e938f"
     assert facts["to reproduce"] == "ctxext run run/config.json --run-dir NEW"
+    _, by_command = parsers()
+    for name in ("this page", "to reproduce"):
+        program, command, *words = shlex.split(facts[name])
+        known, rest = by_command[command].split(words)
+        by_command[command].read(known, rest)  # exits if it does not accept them
+        assert (program, rest) == ("ctxext", [])
 
 
 def test_charts_are_named_and_have_their_numbers(page: Element) -> None:

@@ -1,15 +1,20 @@
 """The verdict on planted records: numbers by hand and by scipy, nothing without data."""
 
 import math
+import re
+import shlex
 
 import pytest
 from scipy import optimize, stats
 
+from ctxext.cli.main import parsers
 from ctxext.evals.record import Cluster
 from ctxext.evals.stats import effective_length
-from ctxext.report import summary, verdict
+from ctxext.evals.suite import check_names
+from ctxext.report import summary, tables, verdict
 from ctxext.report.analysis.comparisons import paired_points
 from ctxext.report.analysis.results import Results
+from ctxext.report.pages.growing_window import LAST_WINDOW
 from support.planted import DEPTHS, passkey_record, planted_records
 from support.records import changed
 
@@ -218,6 +223,82 @@ def test_questions_and_threshold():
     assert threshold in sentences
 
 
+def test_right_answers_are_told_apart_by_where_their_needle_is():
+    """At 1024, depths 0 to 0.5 are farther from the end than a window of 256; 0.75 is 258 away."""
+    zero_shot = [record for record in RECORDS if record.model.steps == 0]
+    near = [r for r in of(RECORDS, YARN, 0) if r.seq_len == 1024 and r.question.depth == 1.0]
+    far_right = [r for r in zero_shot if r not in near]
+    records = [*far_right, *(changed(record, correct=True) for record in near)]
+    start = f"{YARN}, zero-shot at 1,024 tokens, right answers: "
+    assert starting(records, start) == (
+        f"{start}4 of 4 with the needle within one window (256 tokens) of the question, "
+        "6 of 16 with the needle farther away."
+    )
+    # Of five values in each text, a guess takes the right one in a fifth of the questions.
+    of_five = [changed(record, distances=tuple(range(5))) for record in records]
+    assert starting(of_five, start) == (
+        f"{start}4 of 4 with the needle within one window (256 tokens) of the question (a guess "
+        "among the text's values: 0.8), 6 of 16 with the needle farther away (a guess among the "
+        "text's values: 3.2)."
+    )
+    all_near = [changed(record, distance=8) for record in records]
+    assert starting(all_near, start).endswith("of the question, no needle was farther away.")
+    # Nothing is said where it is not known, or where no text is longer than the window.
+    for silent in (
+        [changed(record, distance=None) for record in records],
+        [record for record in records if record.seq_len == 256],
+    ):
+        assert not any(", right answers: " in sentence for sentence in verdict(silent))
+    trained = starting(RECORDS, f"{NTK} after 60 steps at 1,024 tokens, right answers: ")
+    assert "0 of 4 with the needle within one window" in trained
+
+
+def test_what_holds_for_the_weights_and_the_beginning_of_texts_is_said():
+    known = {"bos": False, "checkpoint": "m.gguf"}
+    plain = of(RECORDS, NONE, 0)
+    assert not any("BOS" in sentence or "quantized" in sentence for sentence in verdict(plain))
+    no_bos = [changed(record, **known) for record in plain]
+    assert starting(no_bos, "Without BOS").endswith(
+        "as the tokenizer adds none, or --no-bos was given."
+    )
+    told = [
+        changed(record, **known, quantized="Q4_1", without_bos="the tokenizer has none")
+        for record in plain
+    ]
+    assert starting(told, "Without BOS").endswith("as the tokenizer has none.")
+    assert "m.gguf was read from a quantized file (Q4_1)" in " ".join(verdict(told))
+    assert no_bos[0].model == told[0].model, "what is known of a model does not make it another"
+
+
+def test_every_command_that_a_verdict_advises_is_accepted():
+    """Parsed by the command line itself; options alone are those of `ctxext eval`."""
+    _, by_command = parsers()
+    wrong = {"correct": False, "failure": "made up"}
+    weak = [changed(r, **wrong, checkpoint="a model") for r in RECORDS if not r.model.steps]
+    unnamed = [changed(record, **wrong) for record in RECORDS]
+    no_base = [record for record in RECORDS if record not in of(RECORDS, NONE, 0)]
+    no_window = [r for r in of(RECORDS, NONE, 0) if r.seq_len != 256]
+    advised = [
+        re.findall("`(.*?)`", " ".join([*verdict(records), tables(records)]))
+        for records in (weak, unnamed, no_base, no_window)
+    ]
+    assert advised == [
+        ["ctxext eval 'a model' --evals niah lines"],
+        ["--evals niah lines"],
+        ["--seq-len 256"],
+        ["--seq-len 256"],
+    ]
+    for command in [*(command for (command,) in advised), *re.findall("`(.*?)`", LAST_WINDOW)]:
+        words = shlex.split(command)
+        if words[0] != "ctxext":
+            words = ["ctxext", "eval", "m", *words]
+        parser = by_command[words[1]]
+        known, rest = parser.split(words[2:])
+        args = parser.read(known, rest)
+        assert (args.source, rest) == ("a model" if "a model" in words else "m", [])
+        check_names(args.evals or ())
+
+
 def test_nothing_is_invented():
     assert verdict([]) == ["There are no records: nothing was evaluated."]
     ppl = [record for record in planted_records(2) if record.kind == "losses"]
@@ -242,7 +323,7 @@ def test_nothing_is_invented():
     assert zero_shot[0] == (
         "Not shown: it is not certain that yarn(factor=4), zero-shot reads beyond the window. "
         "At 1,024 tokens, it is more accurate than the base as it is. "
-        "No variant was trained: these are zero-shot results."
+        "Nothing was trained here: these are zero-shot results."
     )
     contexts = [sentence for sentence in zero_shot if "effective context" in sentence]
     assert [sentence.partition(":")[0] for sentence in contexts] == [

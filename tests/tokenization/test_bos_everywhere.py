@@ -57,6 +57,7 @@ def test_a_model_without_any_bos_works(base, tmp_path, capsys):
         "without BOS, in training, evaluations and prompts, as the tokenizer has none"
     )
     assert evaluated_model(lm).label == "none, without BOS"
+    assert evaluated_model(lm).without_bos == "the tokenizer has none"
     out = export(lm, tmp_path / "out", dtype="float32")
     assert loading.load(out).tokenizer.encode_prompt("def f") == ids
     assert main(["generate", str(base), "--prompt", "a", "--bos"]) == 2

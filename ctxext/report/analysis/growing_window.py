@@ -10,14 +10,14 @@ import numpy as np
 
 from ctxext.evals.curves import mean_band
 from ctxext.evals.growing_window import GrowingWindow
-from ctxext.evals.record import EvaluatedModel, LossRecord, PositionLosses
+from ctxext.evals.record import LossRecord, PositionLosses
 from ctxext.evals.stats import (
     Interval,
     cluster_index,
     non_increasing,
     ratio_interval,
 )
-from ctxext.report.analysis.records import Variant, documents, group, labels
+from ctxext.report.analysis.records import Variant, documents, group, is_base_of, labels
 
 RISE = math.log(1.1)
 """Nats above the level at home from which the loss has left it: a perplexity 10 % higher."""
@@ -35,6 +35,11 @@ class Departure:
     value: int | None
     low: int | None
     high: int | None
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the mean leaves home, and the bounds do not exclude that the loss stays there."""
+        return self.value is not None and self.low is not None and self.high is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,19 +235,10 @@ def differences_to_base(entries: Sequence[BookLosses]) -> list[BookDifference]:
     """Every variant with a method against the same weights, or the same training, without it."""
     differences = []
     for entry in entries:
-        bases = [e for e in entries if _is_base_of(e.variant.model, entry.variant.model)]
+        bases = [e for e in entries if is_base_of(e.variant.model, entry.variant.model)]
         if len(bases) == 1 and (found := difference(bases[0], entry)):
             differences.append(found)
     return differences
-
-
-def _is_base_of(base: EvaluatedModel, model: EvaluatedModel) -> bool:
-    def training(m: EvaluatedModel) -> tuple:
-        return m.checkpoint, m.steps, m.adapter, m.dtype, m.bos
-
-    has_same_weights = model.is_trained or base.weights == model.weights
-    is_alike = training(base) == training(model) and has_same_weights
-    return base.is_plain and not model.is_plain and is_alike
 
 
 def difference(a: BookLosses, b: BookLosses) -> BookDifference | None:

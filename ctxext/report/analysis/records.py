@@ -80,6 +80,17 @@ def variants(records: Iterable[EvalRecord]) -> list[Variant]:
     return [Variant(model, checkpoint(model)) for model in models]
 
 
+def is_base_of(base: EvaluatedModel, model: EvaluatedModel) -> bool:
+    """Whether `base` is `model` without its method: the same weights, or the same training."""
+
+    def training(m: EvaluatedModel) -> tuple[Any, ...]:
+        return m.checkpoint, m.steps, m.adapter, m.dtype, m.bos
+
+    has_same_weights = model.is_trained or base.weights == model.weights
+    is_alike = training(base) == training(model) and has_same_weights
+    return base.is_plain and not model.is_plain and is_alike
+
+
 def accuracy(records: Sequence[AnswerRecord]) -> Interval:
     """The share of right answers with its Wilson interval, see `share`."""
     return share([record.scores.correct for record in records], records)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ctxext.evals.power import effective_trials, icc
+from ctxext.evals.power import LEVEL, effective_trials, icc, least_p
 from ctxext.evals.record import AnswerRecord
 from ctxext.evals.stats import Interval, ratio_interval, wilson
 from ctxext.report.analysis.records import (
@@ -21,6 +21,14 @@ from ctxext.report.analysis.records import (
 
 FRACTIONAL = ("f1", "all")
 """Metrics whose score may lie between 0 and 1."""
+
+
+def are_too_few_texts(num_texts: int, n: int) -> bool:
+    """Whether `n` questions share so few texts that nothing shows how far their answers agree.
+
+    So few that no exact test over texts can be significant: five or fewer.
+    """
+    return num_texts < n and least_p(num_texts) > LEVEL
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +64,17 @@ class Scores:
     def effective_n(self) -> float:
         """How many independent questions, with a text each, they amount to (`effective_trials`)."""
         return effective_trials([record.scores.correct for record in self.records], self.texts)
+
+    @property
+    def independent(self) -> tuple[float, float]:
+        """The least and the most independent questions that they may amount to.
+
+        Of too few texts, one per text and all; else the estimate, twice. Without any correlation to
+        estimate, each text counts as one.
+        """
+        if are_too_few_texts(self.num_texts, self.n) and self.icc is not None:
+            return self.num_texts, self.n
+        return self.effective_n, self.effective_n
 
     @cached_property
     def icc(self) -> float | None:

@@ -11,7 +11,7 @@ from ctxext.report.analysis.mistakes import Mistakes, mistakes
 from ctxext.report.analysis.pooling import seed_of, seeds_of
 from ctxext.report.analysis.records import TaskResults, Variant, group, num_correct, seq_lens
 from ctxext.report.analysis.results import Results
-from ctxext.report.analysis.scores import Scores, chance_level, scores
+from ctxext.report.analysis.scores import Scores, are_too_few_texts, chance_level, scores
 from ctxext.report.analysis.study import Study
 from ctxext.report.pages.measures import CHOICE, Measure
 from ctxext.report.pages.tables_by_length import (
@@ -63,22 +63,39 @@ def samples_table(study: Study) -> Table[Any]:
     def alike(scores: Scores) -> str:
         return "-" if scores.icc is None else f"{scores.icc:+z.2f}"
 
+    def independent(scores: Scores) -> str:
+        return _range_text(*scores.independent, ".0f")
+
+    def per_text(scores: Scores) -> str:
+        low, high = scores.independent
+        return _range_text(low / scores.num_texts, high / scores.num_texts, ".1f")
+
     columns = [
         Column[Scores]("variant", lambda s: s.variant.name),
         Column[Scores]("tokens", lambda s: f"{s.seq_len:,}"),
         Column[Scores]("questions", lambda s: f"{s.n:,}"),
         Column[Scores]("texts read", lambda s: f"{s.num_texts:,}"),
         Column("correlation within a text", alike),
-        Column[Scores]("effective sample size", lambda s: f"{s.effective_n:.0f}"),
-        Column[Scores]("per text read", lambda s: f"{s.effective_n / s.num_texts:.1f}"),
+        Column("effective sample size", independent),
+        Column("per text read", per_text),
     ]
     title = f"{study.task.name}: questions that share texts, and how many independent ones they are"
-    note = (
+    notes = [
         "The last column is how many times fewer texts were read than by one question per text, "
         "for the same precision. -: all answers are the same and show no correlation, so that each "
         "text counts as one."
-    )
-    return Table(title, columns, entries, [note] if entries else [])
+    ]
+    if any(are_too_few_texts(s.num_texts, s.n) for s in entries):
+        notes.append(
+            "Of five texts or fewer, a correlation near 0 may be chance: the range is from one "
+            "question per text to all of them. Intervals take the estimate."
+        )
+    return Table(title, columns, entries, notes if entries else [])
+
+
+def _range_text(low: float, high: float, spec: str) -> str:
+    """Such as: 4 to 64; the number alone where both are the same."""
+    return f"{low:{spec}}" if low == high else f"{low:{spec}} to {high:{spec}}"
 
 
 def differences_table(task: TaskResults) -> Table[Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ctxext.report.analysis.growing_window import (
     RISE,
@@ -13,11 +13,18 @@ from ctxext.report.analysis.growing_window import (
 from ctxext.report.drawing.axes import Axis, linear_axis
 from ctxext.report.drawing.charts import Chart, Line, Point, legend_of, line_chart
 from ctxext.report.drawing.svg import ReferenceLine
+from ctxext.report.pages.sources import STDLIB, is_stdlib, source_text, sources_of
 from ctxext.report.pages.styles import Styles
 from ctxext.report.pages.tables_by_length import ONE_DOCUMENT, control_note, interval_text
 from ctxext.report.table import Column, Table, counted, table_of_texts
 
 PERCENT = round(100 * math.expm1(RISE))
+LAST_WINDOW = (
+    "Not in this table: the base with only the last window before each token, which would show "
+    "whether the text before that is used. `--evals ppl` asks that: the same tokens after one "
+    "window of text, and after more."
+)
+"""The control that growing windows do not hold."""
 
 
 def growing_window_table(entries: Sequence[BookLosses], detail: str = "") -> Table[BookLosses]:
@@ -47,14 +54,34 @@ def growing_window_table(entries: Sequence[BookLosses], detail: str = "") -> Tab
         "positions together."
     )
     notes = [note, *_source_note(entries), *control_note(entry.variant for entry in entries)]
+    if any(entry.beyond for entry in entries):
+        notes.append(LAST_WINDOW)
     return Table(title, columns, entries, notes, "growing_window", entries)
 
 
 def _source_note(entries: Sequence[BookLosses]) -> list[str]:
     """Where the books come from, which may be files of code."""
-    sources = {record.protocol.get("source") for entry in entries for record in entry.records}
-    names = sorted(str(source) for source in sources - {None})
-    return [f"books: documents of {', '.join(names)}."] if names else []
+    sources = sources_of(record for entry in entries for record in entry.records)
+    return [f"books: {', '.join(map(source_text, sources))}."] if sources else []
+
+
+class _Books(NamedTuple):
+    """How the texts of a sentence are called."""
+
+    what: str
+    """At first: 4 books, or 4 files of Python's standard library."""
+    briefly: str
+    """Then: 4 books, or 4 files."""
+    one: str
+    """A book, or a file."""
+
+
+def _books(entry: BookLosses, count: int) -> _Books:
+    sources = sources_of(entry.records)
+    of_stdlib = bool(sources) and all(map(is_stdlib, sources))
+    one = "file" if of_stdlib else "book"
+    briefly = f"{count} {one}{'s' * (count != 1)}"
+    return _Books(f"{briefly} of {STDLIB}" if of_stdlib else briefly, briefly, one)
 
 
 def doublings(entry: BookLosses) -> list[tuple[int, int]]:
@@ -102,10 +129,11 @@ def against_base_sentence(difference: BookDifference, without: str) -> str:
     beyond = difference.beyond
     if beyond is None:
         return ""
-    books = f"{difference.num_books} book{'s' * (difference.num_books != 1)}"
-    start = f"{difference.b.variant.phrase}, read through the same {books}: beyond the window the"
+    books = _books(difference.b, difference.num_books)
+    name = difference.b.variant.phrase
+    start = f"{name}, read through the same {books.what}: beyond the window the"
     if beyond.low is None or beyond.high is None:
-        interval = "no interval: a single book"
+        interval = f"no interval: a single {books.one}"
     else:
         interval = f"95 % CI of the difference {beyond.low:+z.2f} to {beyond.high:+z.2f}"
         if beyond.low <= 0 <= beyond.high:
@@ -175,10 +203,12 @@ def rise_chart(
 
 
 def departure_text(entry: BookLosses) -> str:
-    """Such as: 4,096 [4,096, 5,120]; > 16,384 [12,288, > 16,384]."""
+    """Such as: 4,096 [4,096, 5,120]; > 16,384 [12,288, > 16,384]; not shown [8,192, > 16,384]."""
     departure, last = entry.departure, entry.edges[-1]
     if not entry.beyond:
         return "not read beyond the window"
+    if departure.may_be_chance:
+        return f"not shown {_bounds(departure, last)}"
     value = f"{departure.value:,}" if departure.value is not None else f"> {last:,}"
     return f"{value} {_bounds(departure, last)}".rstrip()
 
@@ -194,22 +224,22 @@ def _bounds(departure: Departure, last: int) -> str:
 def growing_window_sentence(entry: BookLosses) -> str:
     """Where the loss of books leaves its level at home."""
     departure, last = entry.departure, entry.edges[-1]
-    books = f"{entry.num_books} book{'s' * (entry.num_books != 1)}"
-    name = f"{entry.variant.phrase}, read through {books}"
+    books = _books(entry, entry.num_books)
+    name = f"{entry.variant.phrase}, read through {books.what}"
     if not entry.beyond:
         return f"{name}: nothing was read beyond the window."
     interval = f" {_bounds(departure, last)}".rstrip()
-    interval = f" (95 % CI{interval})" if interval else " (no interval: a single book)"
+    interval = f" (95 % CI{interval})" if interval else f" (no interval: a single {books.one})"
     if departure.value is None:
         return (
             f"{name}: the loss stays within {PERCENT} % of the perplexity at home (the second half "
             f"of the window) up to all {last:,} tokens{interval}."
         )
-    if departure.low is not None and departure.high is None:
+    if departure.may_be_chance:
         return (
             f"{name}: it is not shown that the loss leaves its level at home (the second half of "
-            f"the window) by {PERCENT} % of perplexity up to all {last:,} tokens; {books} do not "
-            f"exclude it from {departure.low:,} tokens on."
+            f"the window) by {PERCENT} % of perplexity up to all {last:,} tokens; "
+            f"{books.briefly} do not exclude it from {departure.low:,} tokens on."
         )
     return (
         f"{name}: the loss leaves its level at home (the second half of the window), by {PERCENT} "

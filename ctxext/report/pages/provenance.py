@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ctxext.interop.model_card import public_command, public_name, versions_text
+from ctxext.report.analysis.records import group
 from ctxext.report.analysis.run_files import PROVENANCE, read_object
 from ctxext.report.analysis.runs import RunData
 from ctxext.report.pages.budget import left_out
+from ctxext.report.pages.sources import source_text, sources_of
 from ctxext.report.table import Table, table_of_texts
 from ctxext.rundir import SETTINGS, RunDir
 
@@ -30,6 +32,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         "commit": _short_hash(provenance.get("git_commit")),
         "versions": versions_text(provenance.get("versions") or {}),
         "evaluated": "; ".join(_evaluated(run)),
+        "texts": "; ".join(_texts(run)),
         "records": f"{len(run.records):,}",
         "evaluations": left_out(run.budget),
     }
@@ -39,10 +42,29 @@ def facts(run: RunData) -> list[tuple[str, str]]:
 
 def _evaluated(run: RunData) -> list[str]:
     """The checkpoints that records are of, with the beginning of their digests."""
-    models = {(record.model.checkpoint, record.model.weights) for record in run.records}
+    models = {
+        (record.model.checkpoint, record.model.weights, record.model.quantized)
+        for record in run.records
+    }
     return [
-        f"{name} ({_short_hash(weights)})" if weights else name for name, weights in sorted(models)
+        " ".join([name, *_in_parentheses(_short_hash(weights), quantized)])
+        for name, weights, quantized in sorted(models)
     ]
+
+
+def _in_parentheses(weights: str, quantized: str) -> list[str]:
+    details = [weights, f"quantized: {quantized}" if quantized else ""]
+    text = ", ".join(filter(None, details))
+    return [f"({text})"] if text else []
+
+
+def _texts(run: RunData) -> list[str]:
+    """What the evaluations read: "growing-window, recovery: files of ..."."""
+    by_source: dict[str, list[str]] = {}
+    for evaluation, records in group(run.records, lambda record: record.evaluation).items():
+        for source in sources_of(records):
+            by_source.setdefault(source, []).append(evaluation)
+    return [f"{', '.join(names)}: {source_text(source)}" for source, names in by_source.items()]
 
 
 def origin(run: RunDir, steps: int) -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctxext.report.analysis.records import Variant, group
-from ctxext.report.analysis.recovery import GATE, Recovered
+from ctxext.report.analysis.recovery import GATE, Recovered, RecoveryDifference
 from ctxext.report.drawing.axes import length_axis, linear_axis
 from ctxext.report.drawing.charts import Chart, Line, Point, legend_of, line_chart
 from ctxext.report.drawing.svg import ReferenceLine
@@ -91,11 +91,41 @@ def recovery_sentences(results: Sequence[Recovered]) -> list[tuple[Variant, str]
         sentences.append(
             (
                 variant,
-                f"{variant.phrase}: recovery of {task} (1: a needle in the text is as good as "
-                f"alone; the 95 % lower bound must be {GATE:.2f}) {verdict}.",
+                f"{variant.phrase}: recovery of {task}, in texts of its own (1: a needle in the "
+                f"text is as good as alone; the 95 % lower bound must be {GATE:.2f}) "
+                f"{verdict}{_lowest_text(longest)}.",
             )
         )
     return sentences
+
+
+def _lowest_text(result: Recovered) -> str:
+    """That the number is of several depths, and what the lowest is; "" at a single depth."""
+    lowest = result.lowest_depth
+    if lowest is None or lowest.recovery is None:
+        return ""
+    depths = len({record.question.depth for record in result.records})
+    return (
+        f", over {depths} depths; lowest at depth {lowest.depth:.2f} (0: start of the text), "
+        f"{interval_text(lowest.recovery, '.2f')}"
+    )
+
+
+def recovery_difference_sentence(difference: RecoveryDifference, without: str) -> str:
+    """How much more is recovered than by the base; without: names that, "without scaling"."""
+    value, low, high = difference.difference
+    interval = "no interval: a single document"
+    if low is not None and high is not None:
+        interval = f"95 % CI of the difference {low:+z.2f} to {high:+z.2f}, over "
+        interval += f"{difference.num_documents} documents"
+    start = f"{difference.b.variant.phrase}: recovery at {difference.b.seq_len:,} tokens"
+    if low is not None and high is not None and low <= 0 <= high:
+        return (
+            f"{start} does not differ significantly from that {without} in the same texts: "
+            f"{value:+z.2f} ({interval})."
+        )
+    more = "higher" if value > 0 else "lower"
+    return f"{start} is {abs(value):.2f} {more} than {without} in the same texts ({interval})."
 
 
 def recovery_chart(results: Sequence[Recovered], styles: Styles, key: str) -> Chart | None:

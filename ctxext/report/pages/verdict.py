@@ -1,21 +1,25 @@
 """The verdict in words: sentences that follow from records, left out where data are missing."""
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ctxext.evals.power import least_p
-from ctxext.evals.record import EvalRecord
+from ctxext.evals.record import AnswerRecord, EvalRecord
 from ctxext.evals.stats import EffectiveLength, Interval
 from ctxext.report.analysis.comparisons import ALPHA, Comparison
+from ctxext.report.analysis.distances import by_reach, guessed, right_of
 from ctxext.report.analysis.growing_window import differences_to_base
 from ctxext.report.analysis.pooling import seeds_of
 from ctxext.report.analysis.records import TaskResults, Variant, seq_lens
+from ctxext.report.analysis.recovery import recovery_differences
 from ctxext.report.analysis.results import Results
+from ctxext.report.analysis.scores import are_too_few_texts
 from ctxext.report.analysis.study import THRESHOLD, Baseline, Study, find_comparison
 from ctxext.report.pages.growing_window import against_base_sentence, growing_window_sentence
-from ctxext.report.pages.recovery import recovery_sentences
+from ctxext.report.pages.recovery import recovery_difference_sentence, recovery_sentences
 from ctxext.terminal import printable_line
 
 BASE = "the base as it is"
@@ -112,7 +116,30 @@ def _of_texts(results: Results) -> list[Finding]:
             if sentence:
                 is_main = variant.trained or not any_trained
                 found.append(Finding("compared with what", sentence, is_main, is_of_books=True))
-    return found
+    for own in results.recovery:
+        for change in recovery_differences(own):
+            variant = change.b.variant
+            sentence = recovery_difference_sentence(change, _without_method(variant))
+            is_main = variant.trained or not any_trained
+            found.append(Finding("compared with what", sentence, is_main))
+    return [*found, *(Finding("how sure", sentence) for sentence in model_notes(results.variants))]
+
+
+def model_notes(variants: Iterable[Variant]) -> list[str]:
+    """What holds for the models themselves: quantized weights, and texts without BOS."""
+    models = [variant.model for variant in variants]
+    quantized = dict.fromkeys((m.checkpoint, m.quantized) for m in models if m.quantized)
+    notes = [
+        f"{name} was read from a quantized file ({types}): these are results of rounded weights."
+        for name, types in quantized
+    ]
+    unknown = "the tokenizer adds none, or --no-bos was given"
+    reasons = dict.fromkeys(m.without_bos or unknown for m in models if not m.bos)
+    notes += [
+        f"Without BOS: texts began without a token that marks their beginning, as {reason}."
+        for reason in reasons
+    ]
+    return notes
 
 
 def _controls_last(by_variant: Sequence[tuple[Variant, str]]) -> list[tuple[Variant, str]]:
@@ -140,6 +167,7 @@ class _TaskVerdict:
             *(Finding("how far", sentence) for sentence in self.effective_contexts()),
             *self.against_unscaled(),
             *self.against_base(),
+            *self.where_right(),
             *(Finding("compared with what", sentence) for sentence in self.against_best()),
             *self.against_zero_shot(),
             *(Finding("how sure", sentence) for sentence in self.limits()),
@@ -208,6 +236,17 @@ class _TaskVerdict:
                 finding = Finding("compared with what", self.tested(comparison, BASE), is_main)
                 sentences.append(finding)
         return sentences
+
+    def where_right(self) -> list[Finding]:
+        """Where the needles of right answers are, for every compared method beyond its window."""
+        compared = {v for comparison in self.comparisons for v in (comparison.a, comparison.b)}
+        main = self.study.best or self.study.best_untrained
+        return [
+            Finding("compared with what", sentence, variant == main)
+            for variant in [*self.study.trained, *self.study.zero_shot_methods]
+            if variant in compared and not variant.model.is_plain
+            if (sentence := where_right_text(self.study.task, variant))
+        ]
 
     def tested(self, comparison: Comparison, other: str) -> str:
         """The counts of both, their difference with its interval, and its p-values."""
@@ -320,8 +359,8 @@ def no_trained_method(study: Study) -> str:
     if any(variant.trained for variant in study.task.variants):
         return f"No trained variant with a method was asked at {study.task.longest:,} tokens."
     if any(variant.model.train_seq_len is None for variant in study.task.variants):
-        return "No variant was trained by a run: these are results of checkpoints as they are."
-    return "No variant was trained: these are zero-shot results."
+        return "Nothing was trained here: every variant has the weights of its checkpoint."
+    return "Nothing was trained here: these are zero-shot results."
 
 
 def reads_beyond_window(study: Study, variant: Variant) -> str:
@@ -352,10 +391,12 @@ def _why_unknown(study: Study, variant: Variant) -> str:
                 f"{baseline.correct} {answers} of {len(baseline.records)}, too few to measure how "
                 f"far {variant.phrase} reads"
             )
+        checkpoint = baseline.variant.model.checkpoint
+        command = f"ctxext eval {shlex.quote(checkpoint)} " if checkpoint else ""
         return (
             f"at its window of {baseline.variant.window:,} tokens, the base as it is has {right}; "
-            f"see whether it can answer another task, `ctxext eval "
-            f"{baseline.variant.model.checkpoint} --evals niah lines`, or another wording"
+            f"see whether it can answer another task, `{command}--evals niah lines`, or another "
+            "wording"
         )
     return f"{variant.phrase} was asked at a single length"
 
@@ -383,6 +424,31 @@ def counts_text(comparison: Comparison, other: str) -> str:
         f"{comparison.b.phrase}: {comparison.correct_b}/{n} correct against "
         f"{comparison.correct_a}/{n} for {other}, {points_text(comparison.points)}"
     )
+
+
+def where_right_text(task: TaskResults, variant: Variant) -> str:
+    """Right answers by the distance of the needle at the longest length; "" if it is not known."""
+    split = by_reach(task.select(variant, task.longest))
+    if split is None:
+        return ""
+    places = [
+        (
+            split.within,
+            f"with the needle within one window ({variant.window:,} tokens) of the question",
+        ),
+        (split.farther, "with the needle farther away"),
+    ]
+    parts = [f"{right_of(own)} {place}{_guess_text(own)}" for own, place in places if own]
+    if not split.farther:
+        parts.append("no needle was farther away")
+    return f"{variant.phrase} at {task.longest:,} tokens, right answers: {', '.join(parts)}."
+
+
+def _guess_text(records: Sequence[AnswerRecord]) -> str:
+    by_guessing = guessed(records)
+    if by_guessing is None:
+        return ""
+    return f" (a guess among the text's values: {by_guessing:.1f})".replace(".0)", ")")
 
 
 def points_text(points: Interval) -> str:
@@ -447,7 +513,7 @@ def effective_sample_text(comparisons: Sequence[Comparison]) -> str:
     """How many independent pairs the comparisons amount to."""
     n = max(c.n for c in comparisons)
     num_texts = min(c.num_texts for c in comparisons)
-    if num_texts < n and least_p(num_texts) > ALPHA:
+    if are_too_few_texts(num_texts, n):
         return (
             f"{n} pairs are about {num_texts} texts, too few to tell how far answers about one "
             f"text go together: they count as {num_texts} to {n} independent ones."
