@@ -17,6 +17,7 @@ import sentencepiece
 from ctxext.cli.main import main
 from ctxext.files import written_alone
 from ctxext.interop import gguf
+from ctxext.interop.gguf_container import quantized_types
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, slots
 from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.methods import (
@@ -117,6 +118,7 @@ def test_tensors_equal_the_model(tmp_path, tied, dtype):
     path = save(tmp_path / "m.gguf", config, dtype=dtype)
     kinds = {t.name: t.tensor_type.name for t in library.GGUFReader(path).tensors}
     stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}[dtype]
+    assert quantized_types(path) == (stored if dtype == "q8_0" else "")
     keys, tensors = read(path)
     model_tensors = expected(config)
     assert tensors.keys() == model_tensors.keys()
