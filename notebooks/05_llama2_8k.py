@@ -58,7 +58,8 @@ assert main(["run", str(RECIPE), "--dry-run"]) == 0
 assert main(["plan", str(RECIPE)]) == 0
 
 # %% [markdown]
-# Adapters fit where the full fine-tune does not: `--method lora --rank 8`, or the LongLoRA recipe.
+# Adapters fit where the full fine-tune does not: `--method lora --rank 8 --optim.learning-rate
+# 2e-4`, or the LongLoRA recipe.
 #
 # ## What the method does to Llama 2
 

@@ -180,7 +180,7 @@ class Plan:
         mesh = " x ".join(f"{axis} {size}" for axis, size in job.sizes.items())
         lines = [
             *self._search_lines(),
-            f"{self.experiment.name} on {on}{job.devices} devices: {mesh}",
+            f"{self.experiment.name} on {on}{job.devices} device{'s' * (job.devices != 1)}: {mesh}",
             f"{self._parameters():,} parameters, {count(job.trees.trained):,} of them trained",
             f"{self.tokens:,} tokens per step: "
             f"{job.batch_size} x {job.accumulate} rows of {job.seq_len:,}",

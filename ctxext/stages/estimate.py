@@ -12,6 +12,7 @@ stages take seconds, and only that is claimed for them.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -332,8 +333,12 @@ class _Stages:
         on_one = dataclasses.replace(experiment, mesh=ONE_DEVICE)
         flops = step_flops(Job.of(on_one, config, 1))
         monitored = _monitored(experiment, left) * flops.forward / train.accumulate
-        during = self._during_training(experiment, left)
         steps = f"{left:,} steps" if left == train.steps else f"{left:,} of {train.steps:,} steps"
+        amount = f"{steps}, {left * tokens:,} tokens, {left * flops.total:.2g} FLOPs"
+        if train.eval_every and (missing := _missing_text(experiment)):
+            amount += f"; evaluations during it are not counted: {missing} is not there"
+            return Planned("train", name, amount, is_countable=False)
+        during = self._during_training(experiment, left)
 
         def seconds(speeds: Speeds, compiled: set[tuple]) -> float:
             rates = speeds.training
@@ -347,7 +352,7 @@ class _Stages:
         return Planned(
             "train",
             name,
-            f"{steps}, {left * tokens:,} tokens, {left * flops.total:.2g} FLOPs",
+            amount,
             seconds,
             left * flops.total + monitored + sum(work.operations.total for work in during),
         )
@@ -402,6 +407,12 @@ def _result_steps(experiment: Experiment, run: RunDir | None) -> int:
     if not steps or run is None or run.steps_saved() < steps or not loading.is_run(run.path):
         return steps
     return loading.checkpoint_step(run.path, experiment.train.result)
+
+
+def _missing_text(experiment: Experiment) -> str:
+    """The first text of the training that is not there, as in a dry run before it is; or ""."""
+    paths = [text.path for text in experiment.data.text_on_disk()]
+    return next((path for path in paths if not Path(path).expanduser().exists()), "")
 
 
 def step_seconds(matrices: float, attention: float, speed: Speed) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ctxext.cli.main import main
-from ctxext.data.sources import Stdlib
+from ctxext.data.sources import Files, Stdlib
 from ctxext.evals import Perplexity, Retrieval, evaluated_model
 from ctxext.evals.base import Eval
 from ctxext.evals.oracle import PerfectReader
@@ -130,6 +130,12 @@ def test_what_cannot_be_timed_says_why(monkeypatch):
     plan = Plan.of(dataclasses.replace(experiment(), train=large), None, EVALS)
     assert "1,000,000 steps" in plan.planned[2].amount
     assert plan.estimate(*plan.speeds()).total.startswith("time: not estimated, as there is no to")
+    # Nor does text for evaluations during training that is not there yet stop an estimate.
+    during = dataclasses.replace(large, eval_every=2)
+    missing = dataclasses.replace(experiment(), train=during, data=Files("nowhere"))
+    (train,) = (x for x in Plan.of(missing, base(), ()).planned if x.name == "train tiny")
+    assert train.amount.startswith("1,000,000 steps, ") and not train.is_countable
+    assert train.amount.endswith("; evaluations during it are not counted: nowhere is not there")
     monkeypatch.setattr(speeds, "usable_bytes", lambda mesh: 10)
     timed, reason = without_weights(base(), experiment().mesh)
     assert timed is None and "too many to be timed on this machine" in reason
