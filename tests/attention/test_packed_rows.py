@@ -91,9 +91,15 @@ def positions_of_rows(skipping: bool) -> np.ndarray:
 
 
 def case(attention: Attention, kernel: str) -> Any:
-    """All compile for seconds; `make check` has the ones of which others show the most."""
+    """All compile for seconds; `make check` has the ones of which others show the most.
+
+    The ring computes the pieces of a mask as `blocked` does: those of most methods are for `make
+    slow`.
+    """
     is_slow = kernel != "dense" and not isinstance(attention, LMInfinite)
     marks = [pytest.mark.check] if is_slow or not isinstance(attention, PLAIN) else []
+    if kernel == "ring" and not isinstance(attention, PLAIN):
+        marks = [pytest.mark.slow]
     return pytest.param(attention, kernel, marks=marks, id=f"{method_name(attention)}-{kernel}")
 
 

@@ -33,9 +33,9 @@ def packed(B: int, T: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("attention", "mesh", "T", "segments"),
     [
-        pytest.param(Causal(), Mesh(seq=2), 64, False, marks=pytest.mark.check),
-        pytest.param(Causal(), Mesh(seq=4), 24, True, marks=pytest.mark.check),
-        pytest.param(Causal(), Mesh(seq=8), 96, False, marks=pytest.mark.check),
+        pytest.param(Causal(), Mesh(seq=2), 64, False, marks=pytest.mark.slow),
+        pytest.param(Causal(), Mesh(seq=4), 24, True, marks=pytest.mark.slow),
+        pytest.param(Causal(), Mesh(seq=8), 96, False, marks=pytest.mark.slow),
         (Causal(), Mesh(seq=2), 2048, True),  # 2 chunks of 4 blocks on each device
         (Causal(), Mesh(fsdp=2, seq=2, tensor=2), 64, True),
         pytest.param(SelfExtend(3, 20), Mesh(seq=2), 96, True, marks=pytest.mark.slow),
@@ -98,7 +98,7 @@ def test_ring_equals_dense_in_values_and_gradients(
     ("attention", "mesh"),
     [
         (Causal(), Mesh(fsdp=2, seq=2, tensor=2)),
-        pytest.param(Causal(), Mesh(seq=8), marks=pytest.mark.check),
+        pytest.param(Causal(), Mesh(seq=8), marks=pytest.mark.slow),
         pytest.param(SelfExtend(4, 12), Mesh(fsdp=2, seq=2, tensor=2), marks=pytest.mark.check),
         # The same with fewer axes or devices.
         pytest.param(Causal(), Mesh(seq=2), marks=pytest.mark.slow),

@@ -215,8 +215,20 @@ def test_no_mask_of_a_method_is_wrong(attention: Attention):
     assert found_by_masks(subject(attention, 1536, window=1024, layers=8)) == []
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("attention", EXAMPLES, ids=m.method_name)
+IN_CHECK = ("alibi", "dca", "s2-attn", "ssmax", "streaming-llm")
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        pytest.param(
+            attention,
+            marks=pytest.mark.check if m.method_name(attention) in IN_CHECK else pytest.mark.slow,
+        )
+        for attention in EXAMPLES
+    ],
+    ids=m.method_name,
+)
 def test_an_audit_finds_nothing_wrong_with_a_method(attention: Attention):
     result = audit(subject(attention, 8192, window=1024, layers=32))
     assert result.findings == []

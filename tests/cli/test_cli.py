@@ -147,7 +147,7 @@ def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Pat
     assert "passkey" in printed(capsys, "report", tmp_path)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, capsys) -> None:
     """At a ruinous learning rate the best checkpoint is early, and equals a run that ends there."""
     file = tmp_path / "experiment.py"

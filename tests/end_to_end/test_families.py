@@ -80,10 +80,11 @@ CASES = {
 ADAPTERS = LoRA(rank=2, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 ADAPTED = r"(q|v|o|up|down)_proj\.kernel"
 ONE_FUSED = (
-    pytest.param("falcon", marks=pytest.mark.check),
+    pytest.param("falcon", marks=pytest.mark.slow),
     pytest.param("mpt", marks=pytest.mark.slow),
 )
 """Families with one matrix for queries, keys and values."""
+IN_CHECK = ("llama", "mistral", "qwen3", "falcon", "ministral3")
 CHANGES = {
     "ministral": {"layer_types": ["sliding_attention", "full_attention"]},
     "ministral3": {
@@ -163,7 +164,7 @@ def test_the_whole_way_of_an_mpt(tmp_path):
     assert [(record.model.method, record.model.steps) for record in run.records] == [("none", 2)]
 
 
-@pytest.mark.check
+@pytest.mark.slow
 @pytest.mark.usefixtures("readers")
 def test_adapters_and_attention_methods_on_an_mpt(tmp_path):
     base = write_base("mpt", tmp_path)
@@ -179,12 +180,12 @@ def test_adapters_and_attention_methods_on_an_mpt(tmp_path):
 def ways() -> Iterator[Any]:
     """Every family with both ways of training: one of them in `make check`, by turns.
 
-    The older and the newer layout of a Falcon are for `make slow`.
+    Families whose parts others have too are for `make slow`.
     """
     for number, name in enumerate(name for name in CASES if name != "mpt"):
         for trainable in (Full(), ADAPTERS):
             is_full = trainable == Full()
-            is_its_turn = is_full == (number % 2 == 0) and name in FAMILIES
+            is_its_turn = is_full == (number % 2 == 0) and name in IN_CHECK
             tier = pytest.mark.check if is_its_turn else pytest.mark.slow
             yield pytest.param(name, trainable, marks=tier, id=f"{name}-{label([trainable])[:4]}")
 

@@ -64,7 +64,7 @@ def entry(name: str, shape: tuple[int, ...]) -> LazyTensor:
     ("shape", "shards"),
     [
         pytest.param("llama2-7b", 1, marks=pytest.mark.slow),
-        pytest.param("llama2-13b", 2, marks=pytest.mark.check),
+        pytest.param("llama2-13b", 2, marks=pytest.mark.slow),
         pytest.param("llama2-70b", 8, marks=pytest.mark.slow),
     ],
 )

@@ -167,9 +167,9 @@ def test_other_weights_next_to_an_adapter(tmp_path, caplog):
         "export {model} --method linear --factor 2 --out {out}",
         "export {model} --to meta --out {out}",
         pytest.param("prove {model}", marks=pytest.mark.check),
-        pytest.param("prove {clean} --against {model}", marks=pytest.mark.check),
-        pytest.param("generate {model} --prompt x --max-new-tokens 1", marks=pytest.mark.check),
-        pytest.param("eval {model} --evals ppl --seq-len 64", marks=pytest.mark.check),
+        pytest.param("prove {clean} --against {model}", marks=pytest.mark.slow),
+        pytest.param("generate {model} --prompt x --max-new-tokens 1", marks=pytest.mark.slow),
+        pytest.param("eval {model} --evals ppl --seq-len 64", marks=pytest.mark.slow),
         pytest.param("run {file} --init {model} --run-dir {out}", marks=pytest.mark.check),
     ],
 )

@@ -282,7 +282,7 @@ def texts(tmp_path_factory) -> Path:
         pytest.param(LoRA(quantize="int8"), id="lora-int8", marks=pytest.mark.check),
         pytest.param(Full(), id="full", marks=pytest.mark.slow),
         pytest.param(LoRA(dropout=0.1), id="lora-dropout", marks=pytest.mark.slow),
-        pytest.param(LastLayers(1), id="last-layers", marks=pytest.mark.check),
+        pytest.param(LastLayers(1), id="last-layers", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_begins_at_its_teacher_and_moves_away_from_it(texts: Path, trainable):

@@ -157,10 +157,10 @@ def test_semantics_are_one_where_frequencies_do_not_follow_the_length():
         pytest.param(SWITCHING, "frozen", id="long-rope-frozen"),
         # Each of the other semantics once; the other pairs are for `make slow`.
         pytest.param(
-            DynamicNTK(2.0), "incremental", id="dynamic-ntk-incremental", marks=pytest.mark.check
+            DynamicNTK(2.0), "incremental", id="dynamic-ntk-incremental", marks=pytest.mark.slow
         ),
         pytest.param(
-            SWITCHING, "transformers", id="long-rope-transformers", marks=pytest.mark.check
+            SWITCHING, "transformers", id="long-rope-transformers", marks=pytest.mark.slow
         ),
         *(
             pytest.param(
@@ -191,7 +191,7 @@ def test_a_text_does_not_depend_on_how_many_tokens_may_follow(scaling, semantics
     [
         ("dynamic", 25),
         ("longrope", 25),
-        pytest.param("dynamic", 40, marks=pytest.mark.check),
+        pytest.param("dynamic", 40, marks=pytest.mark.slow),
         pytest.param("longrope", 40, marks=pytest.mark.slow),
     ],
 )
@@ -370,8 +370,8 @@ def test_continuations_equal_separate_prompts(attention, scaling):
     ("attention", "scaling"),
     [
         (Causal(), Yarn(2.0)),
-        pytest.param(SelfExtend(4, 8), Yarn(2.0), marks=pytest.mark.check),
-        pytest.param(Causal(), DynamicNTK(2.0), marks=pytest.mark.check),
+        pytest.param(SelfExtend(4, 8), Yarn(2.0), marks=pytest.mark.slow),
+        pytest.param(Causal(), DynamicNTK(2.0), marks=pytest.mark.slow),
     ],
     ids=repr,
 )

@@ -98,8 +98,8 @@ def dense(trained: dict, frozen: dict, lora: LoRA) -> dict:
     "lora",
     [
         LORA,
-        pytest.param(dataclasses.replace(LORA, rslora=True), marks=pytest.mark.check),
-        pytest.param(LoRA(rank=1, targets=("k_proj",)), marks=pytest.mark.check),
+        pytest.param(dataclasses.replace(LORA, rslora=True), marks=pytest.mark.slow),
+        pytest.param(LoRA(rank=1, targets=("k_proj",)), marks=pytest.mark.slow),
     ],
 )
 def test_the_model_with_adapters_is_the_model_with_merged_kernels(lora):

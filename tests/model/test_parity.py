@@ -185,8 +185,8 @@ def test_loss_equals_that_of_transformers(pair):
     "case, kernel",
     [
         ("yarn", "blocked"),
-        pytest.param("biases-head-dim", "dense", marks=pytest.mark.check),
-        pytest.param("linear-tied", "blocked", marks=pytest.mark.check),
+        pytest.param("biases-head-dim", "dense", marks=pytest.mark.slow),
+        pytest.param("linear-tied", "blocked", marks=pytest.mark.slow),
     ],
 )
 def test_gradients(pair, case, kernel):

@@ -256,8 +256,8 @@ MORE_TRAINED: dict[str, Any] = {
     ("name", "remat", "options"),
     [
         ("nf4-double", "full", MORE_TRAINED),
-        pytest.param("int8", "full", MORE_TRAINED, marks=pytest.mark.check),
-        pytest.param("nf4", "none", {}, marks=pytest.mark.check),
+        pytest.param("int8", "full", MORE_TRAINED, marks=pytest.mark.slow),
+        pytest.param("nf4", "none", {}, marks=pytest.mark.slow),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (

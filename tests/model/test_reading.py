@@ -48,17 +48,14 @@ def answers(lm):
     "lm",
     [
         LM,
-        *(
-            pytest.param(lm, marks=pytest.mark.check)
-            for lm in (
-                tiny.lm(),
-                tiny.lm(attention=SelfExtend(4, 8), scaling=DynamicNTK(2.0)),
-                tiny.lm(WINDOWS),
-                tiny.lm(ALIBI),
-                tiny.lm(attention=Everything()),
-                tiny.lm(kernel="dense"),
-            )
+        pytest.param(tiny.lm(), marks=pytest.mark.slow),
+        pytest.param(
+            tiny.lm(attention=SelfExtend(4, 8), scaling=DynamicNTK(2.0)), marks=pytest.mark.check
         ),
+        pytest.param(tiny.lm(WINDOWS), marks=pytest.mark.check),
+        pytest.param(tiny.lm(ALIBI), marks=pytest.mark.slow),
+        pytest.param(tiny.lm(attention=Everything()), marks=pytest.mark.check),
+        pytest.param(tiny.lm(kernel="dense"), marks=pytest.mark.slow),
     ],
     ids=["two pieces", "causal", "by length", "layers differ", "alibi", "everything", "dense"],
 )

@@ -49,10 +49,10 @@ MESHES = [
     Mesh(fsdp=2, seq=2, tensor=2),
 ]
 MIXED = Mesh(fsdp=2, seq=2, tensor=2)
-IN_CHECK = (Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=-1), Mesh(seq=8))
+IN_CHECK = (Mesh(data=2, fsdp=2, tensor=2), Mesh(seq=8))
 
 
-def meshes(in_test: Mesh | None) -> list:
+def meshes(in_test: Mesh) -> list:
     """All meshes: the one for `make test`, those for `make check`, and the rest for `make slow`.
 
     The rest cuts along one or two of the axes that the others cut along together.
@@ -123,7 +123,7 @@ SUBSETS = {
     "mesh",
     [
         pytest.param(MIXED, marks=pytest.mark.check),
-        pytest.param(Mesh(fsdp=4), marks=pytest.mark.check),
+        pytest.param(Mesh(fsdp=4), marks=pytest.mark.slow),
         # They cut along two of the axes of the first, or one.
         *(
             pytest.param(mesh, marks=pytest.mark.slow)
@@ -195,7 +195,7 @@ def subsets_on_one_device(texts, tmp_path_factory):
         pytest.param("lora", Mesh(fsdp=2), marks=pytest.mark.slow),
         pytest.param("lora", Mesh(fsdp=2, tensor=2), marks=pytest.mark.slow),
         pytest.param("lora", Mesh(data=2, fsdp=2, tensor=2), marks=pytest.mark.check),
-        pytest.param("last-layers", Mesh(fsdp=4, tensor=2), marks=pytest.mark.check),
+        pytest.param("last-layers", Mesh(fsdp=4, tensor=2), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -324,7 +324,14 @@ def test_a_sharded_model_computes_like_a_whole_one(mesh, exported):
     assert_computes_like_a_whole_one(mesh, exported)
 
 
-@pytest.mark.parametrize("mesh", meshes(in_test=None), ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(mesh, marks=pytest.mark.check if mesh == MIXED else pytest.mark.slow)
+        for mesh in MESHES
+    ],
+    ids=str,
+)
 def test_a_sharded_model_computes_like_a_whole_one_in_two_pieces(mesh, exported):
     method = SelfExtend(group_size=2, neighbor_window=16)
     assert_computes_like_a_whole_one(mesh, exported, method)
@@ -423,7 +430,7 @@ SEQUENTIAL_ALIBI = tiny.config(
         # Without a ring, as the next one otherwise.
         pytest.param(EVERY_PART, Mesh(fsdp=4, tensor=2), id="every part", marks=pytest.mark.slow),
         pytest.param(EVERY_PART, MIXED, id="every part, ring", marks=pytest.mark.check),
-        pytest.param(SEQUENTIAL_ALIBI, MIXED, id="ALiBi, ring", marks=pytest.mark.check),
+        pytest.param(SEQUENTIAL_ALIBI, MIXED, id="ALiBi, ring", marks=pytest.mark.slow),
     ],
 )
 def test_other_decoders_than_llama_train_on_many_devices_as_on_one(config, mesh):

@@ -159,7 +159,7 @@ def test_eval_and_export_from_two_processes_give_the_bytes_of_one(
         assert from_two == from_one, path
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_a_run_on_a_quantized_base_is_the_same_from_two_processes(folder: Path) -> None:
     """Trained, and exported a matrix at a time."""
     config = dataclasses.replace(CONFIG, intermediate_size=128)  # whole blocks
@@ -351,7 +351,7 @@ def test_a_single_process_is_the_primary() -> None:
     assert Mesh(fsdp=4).own_rows(8) == list(range(8))
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_two_processes_monitor_what_one_monitors(folder: Path) -> None:
     monitored = []
     for count in (1, 2):

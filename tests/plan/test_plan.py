@@ -595,8 +595,13 @@ def test_the_command_shows_what_fits(capsys):
     assert sum(data["bytes_at_peak"].values()) == data["verdicts"][0]["needs"]
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("topology", ["v5p:2x2x4", "h100:8"])
+@pytest.mark.parametrize(
+    "topology",
+    [
+        pytest.param("v5p:2x2x4", marks=pytest.mark.check),
+        pytest.param("h100:8", marks=pytest.mark.slow),
+    ],
+)
 def test_the_winner_of_a_search_is_a_command_line(topology, capsys):
     output = plan(capsys, "--topology", topology, "--search", "--json")[1]
     candidates = json.loads(output)["candidates"]

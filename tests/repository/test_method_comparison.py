@@ -146,8 +146,16 @@ def test_the_smoke_size_of_every_method_without_training(tmp_path, capsys):
     assert len([line for line in lines if line.startswith("|")]) == 2 + len(settings) + 1
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("name", sorted({name for name in trials() if name.endswith("-0")}))
+IN_CHECK = ("frequencies-0", "long-red-0", "long-rope2-0", "s2-attn-0")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.check if name in IN_CHECK else pytest.mark.slow)
+        for name in sorted({name for name in trials() if name.endswith("-0")})
+    ],
+)
 def test_the_smoke_size_of_every_training(name: str, tmp_path):
     small = dataclasses.replace(smoke(trials()[name]), zero_shot=(), baselines=())
     (record,) = run(small, run_dir=tmp_path / "run", track=()).records
