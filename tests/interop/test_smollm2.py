@@ -64,8 +64,8 @@ def test_logits_are_those_of_transformers(lm, theirs):
     import torch
 
     text = "".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
-    ids = lm.tokenizer.encode(text)[:2000]
-    assert len(ids) == 2000
+    ids = lm.tokenizer.encode(text)[:1000]
+    assert len(ids) == 1000
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0].numpy()
     ours = np.asarray(lm.logits([ids]))[0]

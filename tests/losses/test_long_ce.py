@@ -247,17 +247,19 @@ def losses_alone(tmp_path_factory) -> Callable[[Trainable], list[float]]:
     return of
 
 
-@pytest.mark.check
 @pytest.mark.parametrize(
     ("trainable", "changes"),
     [
-        (Full(), {"mesh": Mesh(data=2, fsdp=2)}),
-        (Full(), {"mesh": Mesh(fsdp=2, seq=2, tensor=2)}),
-        (Full(), {"mesh": Mesh(seq=4)}),
-        (Full(), {"train": {"accumulate": 4, "batch_size": 2}}),
-        (Full(), {"train": {"remat": "full"}}),
-        (Full(), {"train": {"remat": "offload"}}),
-        (ADAPTERS, {"mesh": Mesh(fsdp=2, seq=2)}),
+        pytest.param(trainable, changes, marks=mark)
+        for trainable, changes, mark in (
+            (Full(), {"mesh": Mesh(data=2, fsdp=2)}, pytest.mark.slow),
+            (Full(), {"mesh": Mesh(fsdp=2, seq=2, tensor=2)}, pytest.mark.check),
+            (Full(), {"mesh": Mesh(seq=4)}, pytest.mark.slow),
+            (Full(), {"train": {"accumulate": 4, "batch_size": 2}}, pytest.mark.check),
+            (Full(), {"train": {"remat": "full"}}, pytest.mark.slow),
+            (Full(), {"train": {"remat": "offload"}}, pytest.mark.check),
+            (ADAPTERS, {"mesh": Mesh(fsdp=2, seq=2)}, pytest.mark.slow),
+        )
     ],
     ids=str,
 )

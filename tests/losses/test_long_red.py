@@ -296,13 +296,8 @@ def test_a_run_begins_at_its_teacher_and_moves_away_from_it(texts: Path, trainab
     assert first["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "quantize",
-    [
-        pytest.param("nf4", marks=pytest.mark.slow),
-        pytest.param("nf4-double", marks=pytest.mark.check),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["nf4", "nf4-double"])
 def test_over_a_base_in_four_bits_it_is_that_over_the_values_of_the_base(texts: Path, quantize):
     """Of the model and of its teacher, which are the same codes."""
     base = sharp_base(dataclasses.replace(CONFIG, intermediate_size=128))  # whole blocks
@@ -325,14 +320,20 @@ def test_the_teacher_keeps_the_frequencies_of_the_base(texts: Path):
     assert metrics["short_distance"] > 1e-3
 
 
-@pytest.mark.check
-def test_a_mesh_takes_the_steps_of_one_device(texts: Path):
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(Mesh(data=2, seq=2), marks=pytest.mark.check),
+        pytest.param(Mesh(fsdp=2, tensor=2), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_mesh_takes_the_steps_of_one_device(texts: Path, mesh: Mesh):
     experiment = experiment_of(texts, rope=Linear(2.0))
     alone = first_steps(experiment, 2)
-    for mesh in (Mesh(data=2, seq=2), Mesh(fsdp=2, tensor=2)):
-        over_devices = first_steps(dataclasses.replace(experiment, mesh=mesh), 2)
-        for actual, expected in zip(over_devices, alone, strict=True):
-            assert actual == pytest.approx(expected, rel=1e-3), mesh
+    over_devices = first_steps(dataclasses.replace(experiment, mesh=mesh), 2)
+    for actual, expected in zip(over_devices, alone, strict=True):
+        assert actual == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.check

@@ -53,6 +53,8 @@ SHOWN = {
     ),
     "quickstart": (["YaRN", "%"], 0),
 }
+FOR_SLOW = "05_llama2_8k"
+"""Takes longest; what it does, a recipe on weights of that form, others do in `make check`."""
 # What is computed less of in `make check` than the notebook says; `make slow` runs it as it is.
 SMALLER = {
     "02_extend": {"steps=48": "steps=4", "n=4)": "n=1)"},
@@ -105,7 +107,15 @@ def stand_in(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "is_whole"),
     [
-        *(pytest.param(name, False, marks=pytest.mark.check, id=name) for name in SCRIPTS),
+        *(
+            pytest.param(
+                name,
+                False,
+                marks=pytest.mark.slow if name == FOR_SLOW else pytest.mark.check,
+                id=name,
+            )
+            for name in SCRIPTS
+        ),
         *(pytest.param(name, True, marks=pytest.mark.slow, id=f"{name}-whole") for name in SMALLER),
     ],
 )
@@ -115,7 +125,7 @@ def test_it_runs(name: str, is_whole: bool, tmp_path: Path) -> None:
     if not is_whole:
         script = tmp_path / "notebooks" / script.name
         script.write_text(smaller(name))
-    settings = stand_in(tmp_path) if name == "05_llama2_8k" else {}
+    settings = stand_in(tmp_path) if name == FOR_SLOW else {}
     environment = {
         **os.environ,
         "PYTHONWARNINGS": "error::DeprecationWarning:ctxext",
