@@ -646,8 +646,10 @@ def test_the_command_line(tmp_path, capsys):
     assert run(f"export tiny-llama {method} --to meta --dtype f32 --shards 2 --out {meta_dir}") == 0
     assert run(f"import {meta_dir} --out {hf_dir}") == 0
     check = f"ctxext prove {meta_dir} --against tiny-llama {method}"
-    message = f"wrote {meta_dir}; check it with: {check}\nwrote {hf_dir}\n"
-    assert capsys.readouterr().out == message
+    exported, imported = capsys.readouterr().out.splitlines()
+    assert exported == f"wrote {meta_dir}; check it with: {check}"
+    next_commands = f"check it with: ctxext prove {hf_dir}; measure it: ctxext eval {hf_dir}"
+    assert imported == f"wrote {hf_dir}; {next_commands}"
     base = loading.load("tiny-llama")
     hf = loading.load(hf_dir)
     ours = loading.load(meta_dir)
