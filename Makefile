@@ -42,7 +42,7 @@ help: ## print these lines
 demo: .venv/.ready ## extend the bundled model's window, measure it, export it, prove the export
 	@$(bin)/ctxext demo
 
-test: lint ## format, lint, types, architecture, tests (22 CPU minutes)
+test: lint ## format, lint, types, architecture, tests (17 CPU minutes)
 	@$(bin)/python $(pytest) $(PYTEST_ARGS)
 
 lint: .venv/.ready-test
