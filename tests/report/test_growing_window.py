@@ -18,8 +18,9 @@ from ctxext.report.analysis.growing_window import (
 from ctxext.report.analysis.results import Results
 from ctxext.report.pages.sections import growing_window_section
 from ctxext.report.pages.styles import method_styles, variant_styles
+from ctxext.report.pages.verdict import LAST_WINDOW_NOT_ASKED
 from ctxext.tracking.means import eval_logs
-from support.planted import passkey_record
+from support.planted import passkey_record, planted_records
 from support.records import changed
 
 WINDOW = 256
@@ -65,7 +66,7 @@ def test_the_planted_departure_is_found():
     # Books differ by 0.4 nats, which is not in the rise within a book.
     rise = bad.rise(1024, LENGTH)
     assert rise.high - rise.low < 0.1 < bad.level.high - bad.level.low
-    assert verdict(records)[1:] == [
+    assert verdict(records)[1:-1] == [
         "yarn(factor=8), read through 4 books: the loss stays within 10 % of the perplexity at "
         "home (the second half of the window) up to all 2,048 tokens (95 % CI [> 2,048, > 2,048]).",
         "Control: none, read through 4 books: the loss leaves its level at home (the second half "
@@ -73,6 +74,9 @@ def test_the_planted_departure_is_found():
         "yarn(factor=8), read through the same 4 books: beyond the window the loss is 0.79 nats "
         "per token lower than without scaling (95 % CI of the difference -0.79 to -0.79).",
     ]
+    assert verdict(records)[-1] == LAST_WINDOW_NOT_ASKED
+    of_perplexity = [record for record in planted_records(2) if record.kind == "losses"]
+    assert LAST_WINDOW_NOT_ASKED not in verdict([*records, *of_perplexity])
 
 
 def test_the_source_of_the_books_is_said_where_it_is_known():
@@ -100,9 +104,12 @@ def test_where_retrieval_answers_nothing_the_books_do():
     ]
     records = books(GOOD, 10**9) + books(BAD, 640)
     against, unknown = verdict([*asked, *records])[:2]
-    assert against == verdict(records)[-1]
+    # Alone, before the sentence on what the loss leaves open.
+    assert against == verdict(records)[-2]
     assert against.startswith("yarn(factor=8), read through the same 4 books: beyond the window")
-    assert unknown.startswith("Unknown: at its window of 256 tokens, the base as it is has 1 right")
+    assert unknown.startswith(
+        "Effective context unknown: at its window of 256 tokens, the base as it is has 1 right"
+    )
     # With an answer of retrieval, that comes first.
     known = [changed(r, correct=True) if r.seq_len == 256 else r for r in asked]
     assert "read through" not in verdict([*known, *records])[0]

@@ -223,6 +223,24 @@ def test_questions_and_threshold():
     assert threshold in sentences
 
 
+def test_what_a_method_costs_inside_its_window_is_said():
+    """Of 20 questions at 256, the window: 20 right without a method, and 8 or 19 with it."""
+    base = variant(NONE, 0, {256: 20, 512: 3, 1024: 0})
+    start = f"{YARN}, zero-shot inside its window, against the base as it is: "
+    worse = [*base, *variant(YARN, 0, {256: 8, 512: 12, 1024: 12})]
+    assert starting(worse, start) == (
+        f"{start}-60 at 256 tokens, in percentage points; the 95 % interval excludes 0 at 256."
+    )
+    alike = [*base, *variant(YARN, 0, {256: 19, 512: 12, 1024: 12})]
+    assert starting(alike, start) == (
+        f"{start}-5 at 256 tokens, in percentage points; no 95 % interval excludes 0."
+    )
+    trained = starting(RECORDS, f"{NTK} after 60 steps inside its window, against the same tr")
+    assert "without scaling: " in trained
+    beyond = [record for record in worse if record.seq_len > 256]
+    assert not any("inside its window" in sentence for sentence in verdict(beyond))
+
+
 def test_right_answers_are_told_apart_by_where_their_needle_is():
     """At 1024, depths 0 to 0.5 are farther from the end than a window of 256; 0.75 is 258 away."""
     zero_shot = [record for record in RECORDS if record.model.steps == 0]
@@ -311,7 +329,9 @@ def test_nothing_is_invented():
     assert "effective context 3" not in text
     assert "x the window" not in text
     assert "there is no threshold and no effective context" in text
-    assert "Unknown: yarn(factor=4) after 60 steps has no in-window baseline" in text
+    assert (
+        "Effective context unknown: yarn(factor=4) after 60 steps has no in-window baseline" in text
+    )
     never_right = [
         changed(record, correct=False) if record in base else record for record in RECORDS
     ]

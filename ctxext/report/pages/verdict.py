@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from ctxext.evals.power import least_p
 from ctxext.evals.record import AnswerRecord, EvalRecord
 from ctxext.evals.stats import EffectiveLength, Interval
-from ctxext.report.analysis.comparisons import ALPHA, Comparison
+from ctxext.report.analysis.comparisons import ALPHA, Comparison, paired_points, pairs
 from ctxext.report.analysis.distances import by_reach, guessed, right_of
 from ctxext.report.analysis.growing_window import differences_to_base
 from ctxext.report.analysis.pooling import seeds_of
@@ -24,8 +24,13 @@ from ctxext.terminal import printable_line
 
 BASE = "the base as it is"
 """How an untrained model is called that a method is compared with."""
-UNKNOWN = "Unknown"
+UNKNOWN = "Effective context unknown"
 """Begins a headline about a variant whose reach retrieval does not show."""
+LAST_WINDOW_NOT_ASKED = (
+    "That a loss stays low along a text does not show that what is farther back than one window is "
+    "used: the same tokens with only the last window before them were not asked; `--evals ppl` "
+    "does that."
+)
 Topic = Literal["does it work", "how far", "compared with what", "how sure"]
 
 
@@ -122,7 +127,16 @@ def _of_texts(results: Results) -> list[Finding]:
             sentence = recovery_difference_sentence(change, _without_method(variant))
             is_main = variant.trained or not any_trained
             found.append(Finding("compared with what", sentence, is_main))
-    return [*found, *(Finding("how sure", sentence) for sentence in model_notes(results.variants))]
+    notes = [*_unused_control(results), *model_notes(results.variants)]
+    return [*found, *(Finding("how sure", sentence) for sentence in notes)]
+
+
+def _unused_control(results: Results) -> list[str]:
+    """What the loss along books leaves open where no perplexity was measured."""
+    is_beyond = any(entry.beyond for own in results.books for entry in own)
+    if not is_beyond or any(record.evaluation.startswith("ppl") for record in results.records):
+        return []
+    return [LAST_WINDOW_NOT_ASKED]
 
 
 def model_notes(variants: Iterable[Variant]) -> list[str]:
@@ -168,6 +182,7 @@ class _TaskVerdict:
             *self.against_unscaled(),
             *self.against_base(),
             *self.where_right(),
+            *self.inside_window(),
             *(Finding("compared with what", sentence) for sentence in self.against_best()),
             *self.against_zero_shot(),
             *(Finding("how sure", sentence) for sentence in self.limits()),
@@ -247,6 +262,21 @@ class _TaskVerdict:
             if variant in compared and not variant.model.is_plain
             if (sentence := where_right_text(self.study.task, variant))
         ]
+
+    def inside_window(self) -> list[Finding]:
+        """What every compared method costs at lengths up to its window."""
+        main = self.study.best or self.study.best_untrained
+        found = []
+        for variant in [*self.study.trained, *self.study.zero_shot_methods]:
+            is_trained = variant.trained
+            other = self.study.unscaled(variant) if is_trained else self.study.base_of(variant)
+            if other is None or variant.model.is_plain:
+                continue
+            name = f"the same training {_without_method(variant)}" if is_trained else BASE
+            sentence = inside_window_text(self.study.task, variant, other, name)
+            if sentence:
+                found.append(Finding("compared with what", sentence, variant == main))
+        return found
 
     def tested(self, comparison: Comparison, other: str) -> str:
         """The counts of both, their difference with its interval, and its p-values."""
@@ -442,6 +472,34 @@ def where_right_text(task: TaskResults, variant: Variant) -> str:
     if not split.farther:
         parts.append("no needle was farther away")
     return f"{variant.phrase} at {task.longest:,} tokens, right answers: {', '.join(parts)}."
+
+
+def inside_window_text(task: TaskResults, variant: Variant, other: Variant, name: str) -> str:
+    """Differences at the lengths up to the window; "" where both were asked beyond it only.
+
+    name: of the other variant. The longest length is compared elsewhere.
+    """
+    differences = {}
+    for seq_len in task.seq_lens:
+        both = pairs(task.select(other, seq_len), task.select(variant, seq_len))
+        if both and seq_len <= variant.window and seq_len < task.longest:
+            differences[seq_len] = paired_points(both)
+    if not differences:
+        return ""
+    by_length = [f"{points.value:+z.0f} at {n:,}" for n, points in differences.items()]
+    shown = [
+        f"{n:,}"
+        for n, (_, low, high) in differences.items()
+        if low is not None and high is not None and not low <= 0 <= high
+    ]
+    if shown:
+        certainty = f"the 95 % interval excludes 0 at {_enumeration(shown)}"
+    else:
+        certainty = "no 95 % interval excludes 0"
+    return (
+        f"{variant.phrase} inside its window, against {name}: {_enumeration(by_length)} tokens, in "
+        f"percentage points; {certainty}."
+    )
 
 
 def _guess_text(records: Sequence[AnswerRecord]) -> str:
