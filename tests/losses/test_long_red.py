@@ -320,14 +320,8 @@ def test_the_teacher_keeps_the_frequencies_of_the_base(texts: Path):
     assert metrics["short_distance"] > 1e-3
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        pytest.param(Mesh(data=2, seq=2), marks=pytest.mark.check),
-        pytest.param(Mesh(fsdp=2, tensor=2), marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [Mesh(data=2, seq=2), Mesh(fsdp=2, tensor=2)], ids=str)
 def test_a_mesh_takes_the_steps_of_one_device(texts: Path, mesh: Mesh):
     experiment = experiment_of(texts, rope=Linear(2.0))
     alone = first_steps(experiment, 2)

@@ -54,7 +54,7 @@ def answers(lm):
         ),
         pytest.param(tiny.lm(WINDOWS), marks=pytest.mark.check),
         pytest.param(tiny.lm(ALIBI), marks=pytest.mark.slow),
-        pytest.param(tiny.lm(attention=Everything()), marks=pytest.mark.check),
+        pytest.param(tiny.lm(attention=Everything()), marks=pytest.mark.slow),
         pytest.param(tiny.lm(kernel="dense"), marks=pytest.mark.slow),
     ],
     ids=["two pieces", "causal", "by length", "layers differ", "alibi", "everything", "dense"],
